@@ -1,0 +1,7 @@
+from app import create_app
+
+from wsgi_dbguard import DBGuard
+
+# The servers look for the name `application`. The guard stands around everything else, so that it sees each
+# request's beginning and end; given no engines it guards every SQLAlchemy engine of the process.
+application = DBGuard(create_app())

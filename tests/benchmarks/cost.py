@@ -1,0 +1,141 @@
+"""What the guard costs: a checkout with nothing, with the guard and with pool_pre_ping, and a request through DBGuard.
+
+All contenders run interleaved in one process and one run; medians of many rounds, and ratios. Absolute times belong to
+the machine, the ratios do not. Run it with::
+
+    .ci/venv python tests/benchmarks/cost.py [--json] [--rounds N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import Engine, create_engine
+
+from wsgi_dbguard import DBGuard, guard
+from wsgi_dbguard.lab.postgres import PostgreSQL
+from wsgi_dbguard.lab.proxy import FaultProxy
+
+ONE_WAY = 0.001  # seconds that the proxy holds each byte, in each direction
+
+
+def measure(contenders: dict[str, Callable[[], object]], rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Microseconds per call for each contender, one sample a round, taken in turns."""
+    repeat = {}
+    for name, call in contenders.items():
+        call()
+        start = time.perf_counter()
+        call()
+        repeat[name] = max(1, round(seconds / max(time.perf_counter() - start, 1e-7)))
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, call in contenders.items():
+            start = time.perf_counter()
+            for _ in range(repeat[name]):
+                call()
+            samples[name].append((time.perf_counter() - start) / repeat[name] * 1e6)
+    return samples
+
+
+def checkout(engine: Engine) -> Callable[[], None]:
+    connect = engine.raw_connection
+
+    def cycle() -> None:
+        connect().close()
+
+    return cycle
+
+
+def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "2")])
+    return [b"ok"]
+
+
+def streaming(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "2")])
+    yield b"ok"
+
+
+def serve(app: Any) -> Callable[[], None]:
+    def start_response(status: str, headers: Any, exc_info: Any = None) -> Any: ...
+
+    def request() -> None:
+        body = app({"REQUEST_METHOD": "GET", "PATH_INFO": "/", "wsgi.file_wrapper": list}, start_response)
+        try:
+            for _ in body:
+                pass
+        finally:
+            if hasattr(body, "close"):
+                body.close()
+
+    return request
+
+
+def run(rounds: int) -> dict[str, dict[str, float]]:
+    """Per measurement: the median of each contender in µs, and what guard and pre_ping add to nothing."""
+    results: dict[str, dict[str, float]] = {}
+    with ExitStack() as stack:
+        server = stack.enter_context(PostgreSQL())
+        proxy = stack.enter_context(FaultProxy(server.host, server.port))
+        proxy.delay(ONE_WAY)
+        for driver in ("psycopg2", "psycopg"):
+            for place, url in (
+                ("loopback", server.url(driver)),
+                ("1 ms each way", server.url_through(proxy.host, proxy.port, driver)),
+            ):
+                engines = {
+                    "nothing": create_engine(url),
+                    "guard": create_engine(url),
+                    "pre_ping": create_engine(url, pool_pre_ping=True),
+                }
+                guard(engines["guard"])
+                samples = measure({name: checkout(engine) for name, engine in engines.items()}, rounds, 0.02)
+                results[f"checkout + checkin, {driver}, {place}"] = summary(samples)
+                for engine in engines.values():
+                    engine.dispose()
+        bare = create_engine("sqlite://")
+        for name, app in (("list", application), ("generator", streaming)):
+            samples = measure({"nothing": serve(app), "guard": serve(DBGuard(app, bare))}, rounds, 0.02)
+            results[f"request without database, {name}"] = summary(samples)
+    return results
+
+
+def summary(samples: dict[str, list[float]]) -> dict[str, float]:
+    medians = {name: statistics.median(values) for name, values in samples.items()}
+    adds = {
+        f"{name} adds": statistics.median(
+            value - base for value, base in zip(samples[name], samples["nothing"], strict=True)
+        )
+        for name in samples
+        if name != "nothing"
+    }
+    ratio = {"pre_ping adds / guard adds": adds["pre_ping adds"] / adds["guard adds"]} if "pre_ping" in samples else {}
+    return medians | adds | ratio | {"guard / nothing": medians["guard"] / medians["nothing"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--rounds", type=int, default=51, help="samples for each contender (default 51)")
+    args = parser.parse_args()
+    results = run(args.rounds)
+    if args.json:
+        print(json.dumps(results, indent=2))
+        return
+    columns = list(dict.fromkeys(column for row in results.values() for column in row))
+    table = Table("µs, medians", *columns, title="What the guard costs")
+    for name, row in results.items():
+        table.add_row(name, *(f"{row[column]:.2f}" if column in row else "" for column in columns))
+    Console(width=170).print(table)
+
+
+if __name__ == "__main__":
+    main()

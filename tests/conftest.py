@@ -1,0 +1,95 @@
+"""What tests of several directories share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, create_engine, text
+
+from wsgi_dbguard import guards, registry
+from wsgi_dbguard.lab.forking import run
+from wsgi_dbguard.lab.postgres import PostgreSQL, ServerMissing
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgreSQL]:
+    """A private PostgreSQL, one for the whole run: tests that stop or break it start their own."""
+    try:
+        server = PostgreSQL()
+    except ServerMissing as missing:
+        pytest.skip(str(missing))
+    with server:
+        yield server
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> Callable[..., Any]:
+    """`wsgi_dbguard.lab.forking.run`; stderr goes to the file ``stderr`` in `tmp_path`."""
+    return partial(run, log=tmp_path / "stderr")
+
+
+@pytest.fixture(params=["psycopg2", "psycopg"])
+def driver(request: pytest.FixtureRequest) -> str:
+    """A driver's name in a SQLAlchemy URL."""
+    return str(request.param)
+
+
+@pytest.fixture
+def make_engine() -> Iterator[Callable[..., Engine]]:
+    """`create_engine`, for engines that are disposed at the end of the test."""
+    made: list[Engine] = []
+
+    def make(url: Any, **options: Any) -> Engine:
+        made.append(create_engine(url, **options))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.dispose()
+
+
+@pytest.fixture
+def fill() -> Callable[[Engine, int], list[int]]:
+    """Has `n` connections of an engine open at once and gives them back: the process ids of the servers behind them.
+
+    In the order in which they lie in the pool then.
+    """
+
+    def fill(engine: Engine, n: int) -> list[int]:
+        with ExitStack() as stack:
+            connections = [stack.enter_context(engine.connect()) for _ in range(n)]
+            # The stack closes the last one first.
+            return [connection.scalar(text("select pg_backend_pid()")) or 0 for connection in reversed(connections)]
+
+    return fill
+
+
+@pytest.fixture
+def every_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of ``DBGuard(app)`` or `guard_all`: engines that are made after the test are not guarded."""
+    monkeypatch.setattr(guards, "_everywhere", None)
+    monkeypatch.setattr(registry, "_listeners", [])
+
+
+@pytest.fixture
+def run_python() -> Callable[..., str]:
+    """Runs a program in an interpreter of its own, with warnings as errors; what it printed, when it has succeeded."""
+
+    def run(program: str, *arguments: str, **environment: str) -> str:
+        command = [sys.executable, "-W", "error", "-c", program, *arguments]
+        done = subprocess.run(
+            command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        return done.stdout
+
+    return run

@@ -1,0 +1,47 @@
+"""What people install holds the files that they copy."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from wsgi_dbguard.cli.config import deploy_directory
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_file_of_deploy_and_finds_them(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path)]
+    isolated = importlib.util.find_spec("hatchling") is None
+    if not isolated:
+        command.append("--no-isolation")
+    result = subprocess.run([*command, str(ROOT)], capture_output=True, text=True, timeout=240)
+    if result.returncode != 0 and isolated and "hatchling" in result.stdout + result.stderr:
+        pytest.skip("hatchling is not installed and cannot be downloaded")
+    assert result.returncode == 0, result.stdout + result.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if name.startswith("wsgi_dbguard/deploy/")}
+        archive.extractall(tmp_path / "installed")
+    source = deploy_directory()
+    files = {path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert packed == {f"wsgi_dbguard/deploy/{path.relative_to(source).as_posix()}" for path in files}
+
+    told = subprocess.run(
+        [sys.executable, "-m", "wsgi_dbguard", "config", "uwsgi", "--path"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert Path(told.stdout.strip()) == tmp_path / "installed" / "wsgi_dbguard" / "deploy" / "dbguard.ini"

@@ -1,0 +1,134 @@
+"""Celery's prefork workers never use the connections of the process that forked them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from wsgi_dbguard.lab.postgres import PostgreSQL
+from wsgi_dbguard.lab.process import Child, wait_until
+
+GUARD = """
+import wsgi_dbguard.hooks.celery
+from wsgi_dbguard import guard
+"""
+# The broker is a directory of files. Each process that loads this has used its pool: the worker's parent before it
+# forks, and the client, whose connection is nobody's.
+APPLICATION = """
+import json, os, sys
+from celery import Celery
+from sqlalchemy import create_engine, text
+{guard_imports}
+
+site = os.path.dirname(os.path.abspath(__file__))
+app = Celery("tasks", broker="filesystem://", backend=f"file://{{site}}/results")
+app.conf.broker_transport_options = {{
+    "data_folder_in": f"{{site}}/queue", "data_folder_out": f"{{site}}/queue", "control_folder": f"{{site}}/control",
+}}
+app.conf.worker_prefetch_multiplier = 1
+engine = create_engine(os.environ["DATABASE"], pool_size=1, max_overflow=0)
+{guard_call}
+with engine.connect() as connection:
+    parent = [os.getpid(), connection.scalar(text("SELECT pg_backend_pid()"))]
+
+@app.task
+def ask(number):
+    with engine.connect() as connection:
+        answer, backend = connection.execute(text("SELECT :n * 2, pg_backend_pid()"), {{"n": number}}).one()
+    return {{"answer": answer, "process": os.getpid(), "backend": backend, "parent": parent}}
+
+if __name__ == "__main__":
+    asked = [ask.delay(number) for number in range(int(sys.argv[1]))]
+    print(json.dumps([each.get(timeout=60) for each in asked]))
+"""
+
+
+@dataclass
+class Told:
+    """What one task said."""
+
+    answer: int
+    process: int
+    backend: int
+    parent: tuple[int, int]  # process, backend
+
+
+Ask = Callable[[int], list[Told]]
+
+
+@pytest.fixture
+def worker(tmp_path: Path, postgres: PostgreSQL) -> Iterator[Callable[..., Ask]]:
+    """Starts a worker of two processes; what it gives asks that worker so many tasks at once."""
+    environ = {**os.environ, "DATABASE": postgres.url()}
+
+    def start(*options: str, guarded: bool) -> Ask:
+        imports, call = (GUARD, "guard(engine)") if guarded else ("", "")
+        (tmp_path / "tasks.py").write_text(APPLICATION.format(guard_imports=imports, guard_call=call))
+        for name in ("queue", "control", "results"):
+            (tmp_path / name).mkdir()
+        quiet = ["--loglevel", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+        command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "--pool", "prefork", *quiet, *options]
+        child = stack.enter_context(Child(command, log=tmp_path / "worker.log", env=environ, cwd=tmp_path))
+
+        def ready() -> bool:
+            assert child.running, child.output()
+            return " ready." in child.output()
+
+        wait_until(ready, timeout=60, what="the worker")
+
+        def ask(count: int) -> list[Told]:
+            client = [sys.executable, "tasks.py", str(count)]
+            done = subprocess.run(client, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120)
+            assert done.returncode == 0, done.stderr + child.output(100)
+            return [Told(**{**each, "parent": tuple(each["parent"])}) for each in json.loads(done.stdout)]
+
+        return ask
+
+    with ExitStack() as stack:
+        yield start
+
+
+@pytest.mark.slow
+def test_without_the_guard_a_worker_uses_the_connection_of_its_parent(worker: Callable[..., Ask]) -> None:
+    # One process only: with two the answers would get mixed up, or not, by chance.
+    told = worker("--concurrency", "1", guarded=False)(3)
+    assert all(each.process != each.parent[0] for each in told)
+    assert {each.backend for each in told} == {told[0].parent[1]}
+
+
+@pytest.mark.slow
+def test_tasks_get_their_own_answers_and_the_parent_keeps_its_connection(
+    worker: Callable[..., Ask], postgres: PostgreSQL
+) -> None:
+    told = worker("--concurrency", "2", "--max-tasks-per-child", "4", guarded=True)(20)
+    assert [each.answer for each in told] == [2 * number for number in range(20)]
+    processes = {each.process for each in told}
+    assert len(processes) > 2  # they were replaced: ended with what they had inherited
+    (parent,) = {each.parent for each in told}
+    assert parent[0] not in processes
+    assert parent[1] not in {each.backend for each in told}
+    for process in processes:
+        assert len({each.backend for each in told if each.process == process}) == 1
+    assert postgres.query(f"SELECT state FROM pg_stat_activity WHERE pid = {parent[1]}") == [("idle",)]
+
+
+def test_the_signal_of_a_new_worker_process_alone_cuts_the_parent_off() -> None:
+    # As after a fork that Python does not see: no at-fork handler has run.
+    code = """if True:
+        import os
+        from celery.signals import worker_process_init
+        import wsgi_dbguard.hooks.celery
+        from wsgi_dbguard import fork
+        fork.pid = os.getppid()
+        worker_process_init.send(sender=None)
+        assert fork.pid == os.getpid()
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,213 @@
+"""The settings of the guard: one frozen dataclass, checked when it is made.
+
+A value comes from the keyword, else from the environment variable ``WSGI_DBGUARD_<FIELD>``, else from the default::
+
+    DBGuard(application, ping_after=30.0)           # this one setting in code, the rest from environment or defaults
+    WSGI_DBGUARD_PING_AFTER=30 gunicorn wsgi        # the same from outside
+    DBGuard(application, config=GuardConfig(...))   # all of them in code: the environment is not read
+
+Durations are float seconds. An impossible value is refused with a `SettingError` that names it; nothing is clamped.
+In text, ``none`` switches off what can be switched off, and lists are separated by commas (``15,5,3``).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
+
+from .errors import SettingError
+
+__all__ = ["ENV_PREFIX", "GuardConfig", "parse"]
+
+ENV_PREFIX = "WSGI_DBGUARD_"
+# What a pool's guard goes by; the others are the middleware's.
+POOL_SETTINGS = (
+    "ping_after",
+    "ping_timeout",
+    "keepalive",
+    "user_timeout",
+    "max_lifetime",
+    "idle_timeout",
+    "evict_readonly",
+)
+_LONGEST = 100 * 365 * 86400.0  # a hundred years, in seconds: within what threads' locks and floats can tell
+
+
+def _seconds(
+    *, low: float = 0.0, above: bool = False, high: float = _LONGEST, optional: bool = False
+) -> Callable[[object], float | None]:
+    """A check for a duration of at least `low` (with `above`: more than `low`) and at most `high` seconds."""
+    least = f"{'above' if above else 'of at least'} {low:g}"
+    bound = f"a number of seconds {least} and at most {high:.0f}{', or none' if optional else ''}"
+
+    def check(value: object) -> float | None:
+        if value is None and optional:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise SettingError(bound)
+        if not low <= value <= high or (above and value == low):  # NaN is not in between
+            raise SettingError(bound)
+        return float(value)
+
+    return check
+
+
+def _one_of(*words: str) -> Callable[[object], str]:
+    def check(value: object) -> str:
+        if value not in words:
+            raise SettingError(f"one of {', '.join(words)}")
+        return str(value)
+
+    return check
+
+
+def _bytes(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.maxsize or value % 1:
+        raise SettingError("a whole number of bytes, 0 or more")
+    return int(value)
+
+
+def _switch(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise SettingError("true or false")
+
+
+def _keepalive(value: object) -> tuple[int, int, int] | None:
+    if value is None:
+        return None
+    parts = tuple(value) if isinstance(value, tuple | list) else ()
+    # The upper bounds are the kernel's: MAX_TCP_KEEPIDLE, MAX_TCP_KEEPINTVL, MAX_TCP_KEEPCNT in Linux' net/tcp.h.
+    if (
+        len(parts) != 3
+        or any(isinstance(part, bool) or not isinstance(part, int) for part in parts)
+        or not (1 <= parts[0] <= 32767 and 1 <= parts[1] <= 32767 and 1 <= parts[2] <= 127)
+    ):
+        raise SettingError("three whole numbers: idle and interval seconds of 1 to 32767, count of 1 to 127; or none")
+    return parts
+
+
+def _setting(default: Any, check: Callable[[object], object], meaning: str) -> Any:
+    return field(default=default, metadata={"check": check, "meaning": meaning})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardConfig:
+    """How the guard behaves. Every field is a keyword of `DBGuard` and `guard` too.
+
+    Raises:
+        SettingError: (a ValueError) for a value outside its bound.
+    """
+
+    ping_after: float = _setting(
+        60.0, _seconds(), "idle longer than this: a real ping as well as the socket check; 0 = always ping"
+    )
+    ping_timeout: float = _setting(
+        2.0, _seconds(above=True), "a ping that takes longer counts as dead, on every driver"
+    )
+    keepalive: tuple[int, int, int] | None = _setting(
+        (15, 5, 3),
+        _keepalive,
+        "TCP keepalive idle, interval (seconds) and count, set on every pooled socket; none = leave",
+    )
+    # The kernel takes whole milliseconds in a C int, and 0 would mean "the default".
+    user_timeout: float | None = _setting(
+        30.0,
+        _seconds(low=0.001, high=2147483.0, optional=True),
+        "TCP_USER_TIMEOUT on every pooled socket; none = leave",
+    )
+    max_lifetime: float | None = _setting(
+        3600.0,
+        _seconds(above=True, optional=True),
+        "connections older than this are replaced at checkout or when idle, each with its own jitter (-10 %); "
+        "none = never",
+    )
+    idle_timeout: float | None = _setting(
+        600.0,
+        _seconds(above=True, optional=True),
+        "pooled connections that were not taken for longer are closed; none = never",
+    )
+
+    replay: str = _setting(
+        "safe",
+        _one_of("off", "safe", "uncommitted"),
+        "which requests may run again when the database fails them: off, safe (GET, HEAD, OPTIONS), uncommitted (any "
+        "method whose request has committed nothing)",
+    )
+    replay_body: int = _setting(65536, _bytes, "largest request body kept for a replay, bytes")
+    retry_after: float = _setting(2.0, _seconds(above=True), "base of the jittered Retry-After")
+    statuses: bool = _setting(True, _switch, "turn an unsent 500 that the database caused into 503 or 409")
+    leaks: str = _setting(
+        "heal",
+        _one_of("off", "warn", "heal", "raise"),
+        "what to do with sessions that a request left in a transaction: off, warn, heal (roll back), raise",
+    )
+    evict_readonly: bool = _setting(True, _switch, "a primary that turned read-only (failover) is a dead connection")
+
+    def same_pool(self, other: GuardConfig) -> bool:
+        """Whether a pool is guarded the same by both."""
+        return all(getattr(self, name) == getattr(other, name) for name in POOL_SETTINGS)
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            try:
+                checked = setting.metadata["check"](value)
+            except SettingError as bound:
+                raise SettingError(f"{setting.name}={value!r}: must be {bound}") from None
+            object.__setattr__(self, setting.name, checked)
+
+    @classmethod
+    def load(cls, settings: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> GuardConfig:
+        """The configuration from keywords, then `environ` (default: `os.environ`), then defaults.
+
+        Raises:
+            SettingError: for an unknown keyword or variable, or an impossible value. A variable's text is named as
+            such.
+        """
+        values = dict(settings)
+        for name in values:
+            _named(name, source=name)
+        for key, text in (os.environ if environ is None else environ).items():
+            if key.startswith(ENV_PREFIX) and text.strip():  # an empty one is as good as none
+                name = key.removeprefix(ENV_PREFIX).lower()
+                value = parse(name, text, source=key)
+                values.setdefault(name, value)
+        return cls(**values)
+
+
+def _named(name: str, *, source: str) -> Field[Any]:
+    known = {setting.name: setting for setting in fields(GuardConfig)}
+    if name not in known:
+        raise SettingError(f"unknown setting {source}; there are: {', '.join(known)}")
+    return known[name]
+
+
+def parse(name: str, text: str, *, source: str) -> Any:
+    """The value of setting `name` from `text`; `source` (a variable, a URL argument) is what errors call it.
+
+    Raises:
+        SettingError: for an unknown setting or an impossible value.
+    """
+    check = _named(name, source=source).metadata["check"]
+    word = text.strip().lower()
+    value: object
+    try:
+        if word == "none":
+            value = None
+        elif "," in word:
+            value = tuple(int(part) for part in word.split(","))
+        else:
+            value = float(word)
+    except ValueError:
+        value = word
+    try:
+        return check(_SWITCHES.get(word, value) if check is _switch else value)
+    except SettingError as bound:
+        raise SettingError(f"{source}={text!r}: must be {bound}") from None
+
+
+_SWITCHES = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}

@@ -1,0 +1,29 @@
+"""The errors and warnings of wsgi_dbguard, in one place.
+
+Errors that reach an application subclass SQLAlchemy's own, so that ``except`` clauses written before the guard keep
+working. Warnings are categories of their own, so that each can be filtered, or turned into an error in a test run::
+
+    warnings.filterwarnings("error", category=ForkWarning)
+"""
+
+__all__ = ["ForkWarning", "LeakWarning", "SettingError", "SharedSessionWarning"]
+
+
+class LeakWarning(RuntimeWarning):
+    """A request ended and left a Session in a transaction."""
+
+
+class SharedSessionWarning(RuntimeWarning):
+    """Two requests that ran at the same time used one Session, which is not safe."""
+
+
+class SettingError(ValueError):
+    """A setting with an impossible value. The message names the setting, the value and its bound."""
+
+
+class ForkWarning(RuntimeWarning):
+    """A process opened database connections and forked: the child was cut off from them.
+
+    Nothing is broken when this shows, the fork guard has done its work; but connections that the master opened
+    at import sit idle in it for ever. The message says where they were opened.
+    """

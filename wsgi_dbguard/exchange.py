@@ -1,0 +1,403 @@
+"""One request's way through the application and back, with room for a second attempt.
+
+Until the first chunk of the response nothing is sent: `start_response` is held back. So when the database failed the
+request (the application raised, or its framework made a 500 of it), the whole attempt can still be thrown away, and be
+run again (`replay`) or answered honestly (`answers`). The application's ``write()`` ends that, as the first chunk does.
+
+A second attempt finds environ and the context variables as they were before the first one, the same request body, and
+sessions without a transaction. environ is the server's own: what is around the guard sees what the last attempt put in.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextvars import Context, copy_context
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import exc
+from sqlalchemy.orm.exc import StaleDataError
+
+from . import answers, failures, sessions
+from .answers import Problem
+from .config import GuardConfig
+from .failures import Failure
+from .replay import Budget, RecordedInput, leaves_writes, reason_against
+from .request import Request, current
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+__all__ = ["REQUEST", "Exchange"]
+
+logger = logging.getLogger(__name__)
+
+REQUEST = "wsgi_dbguard.request"
+ATTEMPT = "wsgi_dbguard.attempt"
+FILE_WRAPPER = "wsgi.file_wrapper"
+_COMPLETE = frozenset({list, tuple, bytes})
+_NOTHING: Iterator[bytes] = iter(())
+_END: Any = object()  # instead of a first chunk
+_AWAY = frozenset({Failure.DISCONNECT, Failure.UNAVAILABLE, Failure.READ_ONLY})
+_OF_THE_STATEMENT = (exc.IntegrityError, exc.DataError, exc.ProgrammingError, exc.NotSupportedError)
+_AGAIN = object()  # a verdict: run the application once more
+
+
+class Exchange:
+    """One attempt after the other, for one request. `run` gives the server its iterable."""
+
+    __slots__ = (
+        "_app",
+        "_budget",
+        "_config",
+        "_headers",
+        "_input",
+        "_render",
+        "_sent",
+        "_start",
+        "_status",
+        "_write",
+        "request",
+    )
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        start_response: StartResponse,
+        config: GuardConfig,
+        budget: Budget,
+        render: WSGIApplication | None = None,
+    ) -> None:
+        self._app = app
+        self._config = config
+        self._budget = budget
+        self._render = render
+        self._start = start_response
+        self._input: RecordedInput | None = None
+        self._forget_response()
+
+    def _forget_response(self) -> None:
+        self._status: str | None = None
+        self._headers: list[tuple[str, str]] = []
+        self._write: Callable[[bytes], object] | None = None
+        self._sent = False
+
+    def run(self, environ: WSGIEnvironment) -> Iterable[bytes]:
+        """The response of the application's first or second attempt, or the guard's answer."""
+        length = environ.get("CONTENT_LENGTH", "")
+        if length or "HTTP_TRANSFER_ENCODING" in environ:
+            self._input = environ["wsgi.input"] = RecordedInput(
+                environ["wsgi.input"], self._config.replay_body, int(length) if length.isdecimal() else None
+            )
+        request = self.request = environ[REQUEST] = Request(environ, current.get())
+        environ[ATTEMPT] = 1
+        pristine, context = dict(environ), copy_context()
+        outcome = self._attempt(environ, None)
+        if outcome is _AGAIN:
+            request.again()
+            self._forget_response()
+            if self._input is not None:
+                self._input.rewind()
+            environ.clear()
+            environ.update(pristine)
+            environ[ATTEMPT] = request.attempt
+            outcome = context.run(self._attempt, environ, context)
+        if isinstance(outcome, Problem):
+            return self._answer(outcome, environ)
+        return outcome  # type: ignore[no-any-return]
+
+    def _attempt(self, environ: WSGIEnvironment, context: Context | None) -> Any:
+        """One run of the application: the iterable for the server, a Problem to answer with, or _AGAIN.
+
+        `context` is what it runs in, where that is not the server's own context.
+        """
+        request = self.request
+        wrapper: Any = environ.get(FILE_WRAPPER)
+        if wrapper is not None and not isinstance(wrapper, type):
+            wrapper = environ[FILE_WRAPPER] = _FileWrapper(wrapper)
+        body: Iterable[bytes] | None = None
+        iterator: Iterator[bytes] | None = None
+        first: bytes = _END
+        token = current.set(request)
+        try:
+            body = self._app(environ, self._start_response)
+            # Given all there is (uWSGI sends plain bytes too), or a file that the server sends by itself, nothing of
+            # the application runs any more.
+            complete = type(body) in _COMPLETE or (wrapper is not None and isinstance(body, wrapper))
+            if not complete:
+                iterator = iter(body)
+                first = next(iterator, _END)
+            failed = isinstance(self._status, str) and self._status.startswith("500")
+            verdict = self._verdict(None, environ, body, iterator) if failed else None
+            if verdict is None:
+                if iterator is None:
+                    self._end()
+                self._send()
+        except Exception as error:
+            verdict = self._verdict(error, environ, body, iterator)
+            if verdict is None:
+                request.fail(error)
+                self._abandon(body)
+                raise
+        except BaseException as error:
+            request.fail(error)
+            self._abandon(body)
+            raise
+        finally:
+            current.reset(token)
+        if verdict is not None:
+            return verdict
+        assert body is not None
+        if iterator is None:
+            return body
+        if first is _END:
+            iterator = _NOTHING
+        kind = _SizedBody if hasattr(type(body), "__len__") else _Body
+        return kind(self, body, iterator, first, context)
+
+    # Towards the application
+
+    def _start_response(self, status: str, headers: Any, exc_info: Any = None) -> Callable[[bytes], object]:
+        if self._sent:
+            return self._start(status, headers, exc_info)  # the server raises `exc_info`, as PEP 3333 has it
+        if self._status is not None and exc_info is None:
+            raise AssertionError("start_response() was called a second time without exc_info")
+        self._status, self._headers = status, headers
+        return self._write_now
+
+    def _write_now(self, data: bytes) -> None:
+        self._send()
+        assert self._write is not None
+        self._write(data)
+
+    def _send(self) -> None:
+        if not self._sent:
+            self._sent = True
+            if self._status is not None:  # else the server has a word to say to the application
+                self._write = self._start(self._status, self._headers)
+
+    # The decision
+
+    def _verdict(
+        self,
+        error: Exception | None,
+        environ: WSGIEnvironment,
+        body: Iterable[bytes] | None,
+        iterator: Iterator[bytes] | None,
+    ) -> Any:
+        """What to do about an attempt that failed with `error`, or with a response of status 500: a Problem, _AGAIN, or
+        None where it is not the database's failure, or is sent already. But for None, `body` is closed then."""
+        request = self.request
+        if self._sent:
+            return None
+        cause = _database_error(error)
+        failure = request.database_failure = self._failure(error, cause)
+        closed = False
+        if failure is not None and self._may_run_again(environ):
+            # What runs at its close belongs to this attempt, and may commit. Then the sessions.
+            self._discard(body, iterator)
+            closed = True
+            sessions.release(request, "heal")
+            if reason_against(request, self._config.replay) is None and not leaves_writes(request):
+                logger.warning("%r failed (%s) and runs again", request, failure, exc_info=error)
+                return _AGAIN
+        problem = None
+        if closed and error is None:  # the application's own response cannot be sent any more
+            problem = answers.OUTCOME_UNKNOWN
+        elif not self._config.statuses:
+            pass
+        elif isinstance(cause, StaleDataError):
+            problem = answers.CONFLICT
+        elif request.in_doubt or (failure in _AWAY and self._may_have_saved()):
+            problem = answers.OUTCOME_UNKNOWN
+        elif failure in _AWAY:
+            problem = answers.UNAVAILABLE
+        if problem is not None:
+            logger.error("%r failed (%s), answered with %s", request, failure, problem.type, exc_info=error)
+            if not closed:
+                self._discard(body, iterator)
+            self._end_quietly()
+        return problem
+
+    def _failure(self, error: Exception | None, cause: BaseException | None) -> Failure | None:
+        """How the database failed the request, if it did: `error` was raised, `cause` is the database's part in it."""
+        known = self.request.database_failure
+        if error is None:  # its framework made a response of it: the events tell
+            return known
+        if cause is None:  # whatever the database did before, this is something else
+            return None
+        if isinstance(cause, exc.TimeoutError):  # the pool's, which no event tells
+            return Failure.UNAVAILABLE
+        if isinstance(cause, exc.DBAPIError):
+            told = failures.classify(cause)
+            if told is Failure.OTHER:
+                return None if isinstance(cause, _OF_THE_STATEMENT) else known
+            return known or told  # of an engine that is not guarded
+        return known  # such as PendingRollbackError: it says that something failed before
+
+    def _may_have_saved(self) -> bool:
+        return self.request.commits > 0 or (self.request.unseen > 0 and not self.request.safe)
+
+    def _may_run_again(self, environ: WSGIEnvironment) -> bool:
+        reason = reason_against(self.request, self._config.replay)
+        if reason is None and self._input is not None and not self._input.rewindable:
+            reason = "its body is larger than replay_body, or was read past wsgi.input"
+        if reason is None and "uwsgi.version" in environ and self._input is not None and not self._input.consumed:
+            # uWSGI gives a chunked body by a function of its own.
+            reason = "its body cannot be given again" if not environ.get("CONTENT_LENGTH") else None
+        if reason is None and not self._budget.spend():
+            reason = "too many requests ran again lately"
+        if reason is not None:
+            logger.debug("%r does not run again: %s", self.request, reason)
+        return reason is None
+
+    def _answer(self, problem: Problem, environ: WSGIEnvironment) -> Iterable[bytes]:
+        if self._input is not None:
+            answers.drain(self._input, environ)
+        return answers.answer(problem, environ, self._start, self._config.retry_after, self._render)
+
+    # The end
+
+    def _discard(self, body: Iterable[bytes] | None, iterator: Iterator[bytes] | None = None) -> None:
+        """Close what the server will never see."""
+        try:
+            # First the iterator, as where a server's loop lets go of it.
+            if iterator is not body and isinstance(iterator, Generator):
+                iterator.close()
+            self._close(body)
+        except Exception:
+            logger.exception("%r: closing a response that is not sent failed", self.request)
+
+    def _abandon(self, body: Iterable[bytes] | None) -> None:
+        """The request ends with an error that the server will see."""
+        try:
+            self._discard(body)
+        finally:
+            self._end_quietly()
+
+    def _end_quietly(self) -> None:
+        try:
+            self._end()
+        except Warning as leak:  # there is an answer or an error already, which tells more
+            logger.warning("%r: %s", self.request, leak)
+
+    def close(self, body: Iterable[bytes]) -> None:
+        """The server is done with `body`; an error of the application's own close() is the server's to see."""
+        try:
+            self._close(body)
+        finally:
+            self._end()
+
+    def _close(self, body: Iterable[bytes] | None) -> None:
+        token = current.set(self.request)
+        self.request.thread = threading.get_ident()
+        try:
+            close = getattr(body, "close", None)
+            if close is not None:
+                close()
+        except BaseException as error:
+            self.request.fail(error)
+            raise
+        finally:
+            current.reset(token)
+
+    def _end(self) -> None:
+        if self.request.ended is None:
+            self.request.end()
+            sessions.release(self.request, self._config.leaks)
+
+
+def _database_error(error: BaseException | None) -> BaseException | None:
+    """The first error of SQLAlchemy's in the chain of `error`: an application may have put its own around it."""
+    for _ in range(100):
+        if error is None or isinstance(error, exc.SQLAlchemyError):
+            break
+        error = error.__cause__ or error.__context__
+    else:
+        return None
+    return error
+
+
+class _FileWrapper:
+    """A server's ``wsgi.file_wrapper`` that is a function, remembering what it made: as if it were the class of that.
+
+    By its result alone a file response is not to be told: uWSGI's wrapper gives back the very file that it was given.
+    Where the wrapper is a class it is left in its place. gunicorn asks whether the body is an instance of what it finds
+    there.
+    """
+
+    __slots__ = ("made", "wrap")
+
+    def __init__(self, wrap: Callable[..., Iterable[bytes]]) -> None:
+        self.wrap = wrap
+        self.made: Iterable[bytes] | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Iterable[bytes]:
+        self.made = self.wrap(*args, **kwargs)
+        return self.made
+
+    def __instancecheck__(self, body: object) -> bool:
+        return body is not None and body is self.made
+
+
+class _Body:
+    """The application's iterable: each of its steps runs in the request's scope, and its close ends the request."""
+
+    __slots__ = ("_context", "_exchange", "_first", "_iterable", "_iterator")
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        iterable: Iterable[bytes],
+        iterator: Iterator[bytes],
+        first: bytes,
+        context: Context | None,
+    ) -> None:
+        self._exchange = exchange
+        self._iterable = iterable
+        self._iterator = iterator
+        self._first = first
+        self._context = context
+
+    def __iter__(self) -> _Body:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._first is not _END:
+            chunk, self._first = self._first, _END
+            return chunk
+        if self._context is not None:
+            return self._context.run(self._step)
+        return self._step()
+
+    def _step(self) -> bytes:
+        # Set for this step only: between two steps the server may run another request in the same context.
+        token = current.set(self._exchange.request)
+        self._exchange.request.thread = threading.get_ident()
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            raise
+        except BaseException as error:
+            self._exchange.request.fail(error)
+            raise
+        finally:
+            current.reset(token)
+
+    def close(self) -> None:
+        # First let go of the iterator, as a server's loop does: it may be a generator that is not the iterable.
+        self._iterator, self._first = _NOTHING, _END
+        if self._context is not None:
+            self._context.run(self._exchange.close, self._iterable)
+        else:
+            self._exchange.close(self._iterable)
+
+
+class _SizedBody(_Body):
+    """With the length of the application's iterable: of one chunk a server knows the Content-Length (PEP 3333)."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return len(self._iterable)  # type: ignore[arg-type]

@@ -1,0 +1,219 @@
+"""After a fork: no connection, pool, session or transaction of the parent is usable in the child.
+
+`after_fork` runs in every forked child: through `os.register_at_fork` where Python sees the fork (gunicorn,
+multiprocessing, Celery), through the uWSGI hook, and as the last net from the pid checks at request start and at
+checkout. For each connection that the parent had open, whoever held it:
+
+1. its descriptor is replaced by a dead end (`sockets.replace`), if it still is what was opened: from here on nothing
+   the child does, down to its interpreter's exit, can put a byte on the parent's wire, encrypted or not;
+2. the DBAPI object is kept for ever, so that no destructor runs, and its pool entry is emptied;
+3. the SQLAlchemy `Connection` objects on it are invalidated: a Session that was in a transaction says so
+   (PendingRollbackError) until it is rolled back, then works, by SQLAlchemy's own rules; raw connections are closed;
+4. every engine gets a fresh pool (``dispose(close=False)``).
+
+No driver method is called: with another thread in the middle of a query at the fork, drivers' locks are held for ever
+in the child, and ``close()`` or ``rollback()`` would hang. The parent never notices any of it.
+
+SQLite databases in memory belong to the child as much as to the parent and are left alone. Connections of engines that
+are not SQLAlchemy's are not known here. At-fork handlers run in the order of registration: one of yours that closes
+connections in the child must be registered after this package is imported.
+"""
+
+from __future__ import annotations
+
+import _socket
+import contextlib
+import ctypes
+import logging
+import mmap
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.pool import Pool, PoolProxiedConnection
+
+from . import registry, sockets, watchdog
+from .errors import ForkWarning
+from .link import KEY, Link
+from .unpatched import original
+
+__all__ = ["after_fork", "on_fork", "pid"]
+
+logger = logging.getLogger(__name__)
+
+pid = os.getpid()  # of the process that everything in this package belongs to
+_turns: dict[int, Any] = {}  # by pid: a lock that some thread of another process may hold is never asked for
+_graveyard: list[object] = []  # the parent's DBAPI connections
+_told = mmap.mmap(-1, 1)  # shared by all children of this process: is the warning out?
+_callbacks: list[Callable[[], object]] = []
+
+
+def on_fork(callback: Callable[[], object]) -> None:
+    """Call `callback` in each forked child, when the parent's connections are cut; to drop state of the parent."""
+    _callbacks.append(callback)
+
+
+def after_fork() -> None:
+    """Cut this process off from every database connection of its parent. See the module's page.
+
+    Call it in a child that a server forked without Python seeing it. Idempotent: in a process that has not forked since
+    the last call it does nothing, at the price of one ``getpid``. Calls no driver, never raises.
+    """
+    if os.getpid() == pid:
+        return
+    # After a fork that Python did not see, two threads may come here with their first requests: the second one waits.
+    with _turns.setdefault(os.getpid(), original("_thread", "RLock")()):
+        if os.getpid() != pid:
+            _attempt(_cut_off)
+
+
+def _attempt(step: Callable[..., object], *args: Any, **kwargs: Any) -> None:
+    """Each step is worth doing when another one failed: a user's event listener may raise in any of them."""
+    try:
+        step(*args, **kwargs)
+    except Exception:
+        logger.exception("after_fork: %s failed in process %d", getattr(step, "__qualname__", step), os.getpid())
+
+
+def _cut_off() -> None:
+    global pid, _told
+    parent, child = pid, os.getpid()
+    engines = list(registry.engines)
+    inherited = [link for link in list(registry.links) if _is_inherited(link, child)]
+    registry.links.difference_update(inherited)
+    _sever(inherited)
+    for callback in (watchdog.reset_after_fork, *_callbacks):
+        _attempt(callback)
+    _attempt(_let_go, engines, inherited, child)
+    # From here on a checkout is safe: by another thread, or by a user's listener in the next lines.
+    pid = child
+    for engine in engines:
+        if not _in_memory(engine):
+            _attempt(engine.dispose, close=False)
+    told, _told = _told, mmap.mmap(-1, 1)
+    if inherited and not told[0]:
+        told[0] = 1
+        _attempt(_tell, inherited, parent)
+
+
+def _is_inherited(link: Link | None, child: int) -> bool:
+    return link is not None and link.pid != child and not link.in_memory
+
+
+def _sever(links: Iterable[Link]) -> None:
+    """Put a dead end under each connection, bury it, and empty its pool entry."""
+    end = None
+    for link in links:
+        try:
+            if link.fd is not None and link.identity == sockets.identity(link.fd):
+                end = _dead_end(link.fd) if end is None else end
+                if end != link.fd:
+                    sockets.replace(link.fd, by=end)
+        except OSError:
+            logger.exception("after_fork: could not replace descriptor %s in process %d", link.fd, os.getpid())
+        connection, entry = link.connection(), link.entry()
+        _bury(connection)
+        if entry is not None and entry.dbapi_connection is connection:
+            # At its next checkout the entry connects anew.
+            entry.dbapi_connection = None  # type: ignore[misc]
+    if end is not None and end not in [link.fd for link in links]:
+        os.close(end)
+
+
+def _bury(connection: object) -> None:
+    """Keep it for ever: the interpreter's exit collects what modules refer to, so that is not enough."""
+    _graveyard.append(connection)
+    with contextlib.suppress(Exception):  # only CPython counts references
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+
+
+def _dead_end(fd: int) -> int:
+    try:
+        return sockets.dead_end()
+    except OSError:  # no descriptor is left: the first connection gives its own, for a socket that leads nowhere
+        os.close(fd)
+        return _socket.socket(_socket.AF_UNIX).detach()
+
+
+def _let_go(engines: list[Engine], inherited: list[Link], child: int) -> None:
+    """Free what the parent's threads, which are not here, held at the fork: locks of pools, connections."""
+    found: list[Any] = []
+    if inherited:
+        found = registry.instances(
+            *registry.family(Connection), *registry.family(PoolProxiedConnection), *registry.family(Pool)
+        )
+    pools = [engine.pool for engine in engines] + [each for each in found if isinstance(each, Pool)]
+    for pool in pools:
+        _attempt(_free_locks, pool)
+    for each in found:
+        if isinstance(each, Connection):
+            _attempt(_invalidate, each, child)
+    # After the Connections, which are invalidated by way of these.
+    for each in found:
+        if isinstance(each, PoolProxiedConnection):
+            _attempt(_empty, each, child)
+
+
+def _free_locks(pool: object, depth: int = 2) -> None:
+    """Make the locks in and under `pool` anew: a thread of the parent may have held one.
+
+    The parent's open Connections give their entries back to this pool, before or after it is replaced.
+    """
+    for value in list(getattr(pool, "__dict__", {}).values()):
+        if hasattr(value, "_at_fork_reinit"):  # what threading itself calls on its locks in a child
+            value._at_fork_reinit()
+        elif depth > 1 and type(value).__module__.startswith("sqlalchemy.util"):
+            _free_locks(value, depth - 1)
+
+
+def _link(proxied: PoolProxiedConnection) -> Link | None:
+    try:
+        return proxied.info.get(KEY)
+    except NotImplementedError:  # what SQLAlchemy gave to a dialect that was being initialized, in another thread
+        return None
+
+
+def _invalidate(connection: Connection, child: int) -> None:
+    try:
+        if connection.closed or connection.invalidated or not _is_inherited(_link(connection.connection), child):
+            return
+    except AttributeError:  # in its constructor: this is the last net, and its own checkout has come here
+        return
+    try:
+        connection.invalidate()
+    finally:
+        # Before SQLAlchemy 2.1 a listener that raises at checkin stops it half-way.
+        if not connection.invalidated:
+            connection.invalidate()
+
+
+def _empty(proxied: PoolProxiedConnection, child: int) -> None:
+    """What `proxied.invalidate()` comes to, but for its checkin: in the last net, it is being checked out right now."""
+    if proxied.dbapi_connection is not None and _is_inherited(_link(proxied), child):
+        _bury(proxied.dbapi_connection)
+        proxied.dbapi_connection = None  # type: ignore[misc]
+
+
+def _in_memory(engine: Engine) -> bool:
+    database = engine.url.database or ":memory:"
+    return engine.dialect.name == "sqlite" and (
+        ":memory:" in database or "mode=memory" in database or engine.url.query.get("mode") == "memory"
+    )
+
+
+def _tell(links: list[Link], parent: int) -> None:
+    places = sorted({link.opened_at for link in links})
+    message = (
+        f"{len(links)} database connection(s) were open when process {parent} forked process {os.getpid()}. They were "
+        "cut off in the child and stay idle in the parent: do not open connections before forking, or dispose the "
+        f"engine at the end of the import. Opened at: {'; '.join(places[:5])}"
+    )
+    logger.warning(message)
+    with contextlib.suppress(ForkWarning):  # warnings may be errors here, but there is nobody to raise it to
+        # Of the line that forked: by way of _attempt, _cut_off, _attempt and after_fork.
+        warnings.warn(message, ForkWarning, stacklevel=6)
+
+
+os.register_at_fork(after_in_child=after_fork)

@@ -1,0 +1,110 @@
+"""Which engine has which guard: the way in, `guard` for one engine and `guard_all` for all that there are and will be.
+
+An engine and its ``execution_options()`` copies share one pool, so they share one guard. It lives as long as its
+engine, and knowing it does not keep the engine.
+
+Example::
+
+    from wsgi_dbguard import guard
+    pool_guard = guard(engine, ping_after=30.0)
+    pool_guard.stats()["replaced"]
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Any
+
+from sqlalchemy import Engine
+from sqlalchemy.engine import Dialect
+
+from . import fork, registry
+from .config import GuardConfig
+from .errors import SettingError
+from .pool import PoolGuard
+
+__all__ = ["configuration", "guard", "guard_all", "guards"]
+
+_guards: weakref.WeakKeyDictionary[Dialect, PoolGuard] = weakref.WeakKeyDictionary()  # of an engine and all its copies
+_lock = threading.RLock()
+_everywhere: GuardConfig | None = None
+
+
+def guards() -> list[PoolGuard]:
+    """The guards of this process."""
+    with _lock:
+        return list(_guards.values())
+
+
+def guard(engine: Engine, *, config: GuardConfig | None = None, **settings: Any) -> PoolGuard:
+    """Guard the pool of `engine`, from now on and with the connections that it has; at the second call, the same guard.
+
+    Args:
+        engine: a SQLAlchemy engine; for Flask-SQLAlchemy ``db.engine``.
+        config: all settings at once; or some as keywords, see `GuardConfig`.
+
+    Raises:
+        SettingError: (a ValueError) for an unknown or impossible setting, or other settings than it is guarded with.
+        TypeError: for something that is not an engine, or `config` and keywords together.
+    """
+    if not isinstance(engine, Engine):
+        hint = "; give its .sync_engine" if hasattr(engine, "sync_engine") else ""
+        raise TypeError(f"guard() takes a SQLAlchemy Engine, not {type(engine).__name__}{hint}")
+    registry.engines.add(engine)
+    return _guard(engine, configuration(config, settings), explicit=True, changed=bool(config or settings))
+
+
+def guard_all(config: GuardConfig) -> None:
+    """Guard every engine of this process, those that there are and those to come, but for those guarded by name."""
+    global _everywhere
+    if _everywhere is not None and not _everywhere.same_pool(config):
+        raise SettingError(f"all engines of this process are guarded with other settings already: {_everywhere}")
+    if _everywhere is None:
+        _everywhere = config
+        registry.on_engine(lambda engine: _guard(engine, config, explicit=False, changed=False))
+
+
+def _guard(engine: Engine, config: GuardConfig, *, explicit: bool, changed: bool) -> PoolGuard:
+    with _lock:
+        known = _guards.get(engine.dialect)
+        if known is None:
+            known = _guards[engine.dialect] = PoolGuard(engine, config, name=_name(engine), explicit=explicit)
+        elif changed:
+            if known.explicit and not known.config.same_pool(config):
+                raise SettingError(f"{known.name} is guarded with other settings already: {known.config}")
+            known.configure(config)
+            known.explicit = True
+    return known
+
+
+def _name(engine: Engine) -> str:
+    """The pool's logging name, else the URL without its password; with a number where another guard has that name."""
+    name = base = engine.pool.logging_name or engine.url.render_as_string(hide_password=True)
+    taken = {each.name for each in guards()}
+    number = 1
+    while name in taken:
+        number += 1
+        name = f"{base} #{number}"
+    return name
+
+
+def configuration(config: GuardConfig | None, settings: dict[str, Any]) -> GuardConfig:
+    """One configuration from the two ways to give it."""
+    if config is None:
+        return GuardConfig.load(settings)
+    if settings:
+        raise TypeError("give either config or single settings, not both")
+    if not isinstance(config, GuardConfig):
+        raise TypeError(f"config must be a GuardConfig, not {type(config).__name__}")
+    return config
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+    for each in guards():
+        each.reset()
+
+
+fork.on_fork(_after_fork)

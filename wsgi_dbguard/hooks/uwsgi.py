@@ -1,0 +1,62 @@
+"""uWSGI: import this in the master, before it forks. ::
+
+    shared-import = wsgi_dbguard.hooks.uwsgi
+
+It sets ``uwsgi.post_fork_hook``, which uWSGI calls in every process that it forks: workers (respawned and cheaper ones
+as well), mules and spoolers. A hook that stands there already, and those of ``uwsgidecorators.postfork``, are called
+after ours. With lazy-apps it is a second net, since the application is loaded after the fork. Without a master the hook
+also runs in the one process that never forked, where it does nothing.
+
+By ``shared-import`` and not by the application: with lazy-apps a hook that the application registers never fires, and
+``import`` comes too late for the first workers. uWSGI does not let Python see its forks (`os.register_at_fork` handlers
+do not run), and its switches for that kill workers on Python 3.13 or crash mules: neither is set by anything here.
+
+If the application later puts a hook of its own in ``uwsgi.post_fork_hook`` directly, it replaces this one: let it call
+`wsgi_dbguard.after_fork` first. The guard would notice the fork at the next request all the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import uwsgi
+
+from wsgi_dbguard.fork import after_fork
+
+__all__: list[str] = []
+
+_logger = logging.getLogger(__name__)
+
+
+def _hooks_that_stand() -> list[Callable[[], object]]:
+    """What would have run without us: a hook set directly, and uwsgidecorators'."""
+    hooks = [hook] if (hook := getattr(uwsgi, "post_fork_hook", None)) is not None else []
+    # Its import puts hooks in place, over whatever stands there. Imported here and put right, it cannot do that to ours
+    # when the application imports it later. It refuses to be imported without a master.
+    others = {name: getattr(uwsgi, name) for name in ("spooler", "mule_msg_hook") if hasattr(uwsgi, name)}
+    try:
+        from uwsgidecorators import postfork_chain_hook
+    except Exception:
+        return hooks
+    for name, function in others.items():
+        setattr(uwsgi, name, function)
+    if postfork_chain_hook not in hooks:
+        hooks.append(postfork_chain_hook)
+    return hooks
+
+
+_hooks = _hooks_that_stand()
+
+
+def _post_fork() -> None:
+    after_fork()
+    for hook in _hooks:
+        try:
+            hook()
+        except Exception:
+            # uWSGI would print it and go on, and so do we: the next hook must not be skipped for it.
+            _logger.exception("post_fork hook %r failed", hook)
+
+
+uwsgi.post_fork_hook = _post_fork

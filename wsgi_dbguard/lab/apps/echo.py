@@ -1,0 +1,56 @@
+"""A token echo by way of the database, plain WSGI on plain SQLAlchemy, that misbehaves at import as it is told to.
+
+``GET /echo?token=T`` answers with T, which went to the database and back; any other path answers without the database.
+``DATABASE_URL`` names the database, and two variables say what the import does there:
+
+- ``ECHO_CONNECTIONS=2``: open two connections at once and give them back to the pool.
+- ``ECHO_TRANSACTION=R``: insert R into the table ``imported`` and leave that transaction open for ever.
+
+Served by its bare name (``echo:unguarded()``), with this directory on the path: to import it as a part of
+`wsgi_dbguard` would bring the guard into the unguarded server as well. No example of how to write an application:
+deploy/app.py is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
+
+from sqlalchemy import Connection, create_engine, text
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+engine = create_engine(os.environ["DATABASE_URL"])
+left_open: list[Connection] = []
+
+
+def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    answer = ""
+    if environ["PATH_INFO"] == "/echo":
+        token = parse_qs(environ["QUERY_STRING"])["token"][0]
+        with engine.connect() as connection:
+            answer = connection.scalar(text("SELECT :token"), {"token": token})
+    # A connection that two processes share may answer with anything, None included.
+    start_response("200 OK", [("Content-Type", "text/plain; charset=utf-8")])
+    return [str(answer).encode()]
+
+
+def unguarded() -> WSGIApplication:
+    if run := os.environ.get("ECHO_TRANSACTION"):
+        connection = engine.connect()  # before the others: it would take one of theirs out of the pool
+        connection.execute(text("INSERT INTO imported VALUES (:run)"), {"run": run})
+        left_open.append(connection)
+    with ExitStack() as stack:
+        for _ in range(int(os.environ.get("ECHO_CONNECTIONS", "0"))):
+            stack.enter_context(engine.connect()).execute(text("SELECT 1"))
+    return application
+
+
+def guarded() -> WSGIApplication:
+    from wsgi_dbguard import DBGuard
+
+    return DBGuard(unguarded())

@@ -1,0 +1,153 @@
+"""What the guard knows of one DBAPI connection: a `Link`, kept in its pool entry's ``info`` and in `registry.links`.
+
+A link is made once, when its connection is opened, because some of it can only be found then: the descriptor (asking a
+driver later can block, see `sockets.fileno`) and the line of code that opened it. It refers to the connection and to
+its pool entry weakly: knowing a connection must not keep it open.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import exc
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+
+from . import sockets
+
+if TYPE_CHECKING:
+    from .pool import PoolGuard
+
+__all__ = ["KEY", "SUSPECT", "Link", "Retired"]
+
+KEY = "wsgi_dbguard"  # in ConnectionPoolEntry.info
+SUSPECT = "suspect"  # it may lead to a server that has become read-only
+_OURS = (__package__, "sqlalchemy", "flask_sqlalchemy", "contextlib", "threading")
+
+
+def _caller() -> str:
+    """The innermost line of code outside SQLAlchemy and this package, as ``file:line in function``."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        module = frame.f_globals.get("__name__", "").partition(".")[0]
+        if module not in _OURS:
+            break
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}"
+
+
+def _nothing() -> None:
+    return None
+
+
+def _unwatched(timeout: int) -> list[tuple[int, int]]:
+    """A link that no guard has adopted yet: worth a closer look."""
+    return [(-1, sockets.SUSPECT)]
+
+
+def _in_memory(connection: Any) -> bool:
+    """Whether this is a sqlite3 connection to a database that exists only in this process."""
+    if type(connection).__module__ != "sqlite3":
+        return False
+    try:
+        cursor = connection.cursor()
+        cursor.row_factory = None
+        return not cursor.execute("PRAGMA database_list").fetchone()[2]
+    except Exception:  # an encrypted database answers nothing yet; it is a file
+        return False
+
+
+class Link:
+    """One DBAPI connection of a pool, from `connect` to `close`. Times are `time.monotonic()` seconds."""
+
+    __slots__ = (
+        "__weakref__",
+        "born",
+        "connection",
+        "doomed",
+        "entry",
+        "expires",
+        "fd",
+        "guard",
+        "identity",
+        "in_memory",
+        "opened_at",
+        "pid",
+        "poll",
+        "used",
+        "users",
+        "uses",
+    )
+
+    def __init__(
+        self,
+        connection: Any,
+        entry: ConnectionPoolEntry | None,
+        *,
+        opened_at: str = "",
+        gone: Callable[[Link], None],
+    ) -> None:
+        self.born = time.monotonic()
+        self.pid = os.getpid()  # of the process that opened it
+        self.fd = sockets.fileno(connection)
+        self.identity = None if self.fd is None else sockets.identity(self.fd)
+        self.in_memory = self.fd is None and _in_memory(connection)
+        self.opened_at = opened_at or _caller()
+        self.entry: Callable[[], ConnectionPoolEntry | None]  # None once it was collected, or for one without a pool
+        self.entry = _nothing if entry is None else weakref.ref(entry)
+        self.connection: Callable[[], Any]  # the DBAPI connection, None once it was collected
+        try:
+            self.connection = weakref.ref(connection, lambda ref: gone(self))
+        except TypeError:  # sqlite3 in C, and other drivers in C: as long as the entry lives, ask that
+            if entry is not None:
+                self.entry = weakref.ref(entry, lambda ref: gone(self))
+            self.connection = self._by_entry
+        # What the guard of its pool adds, see PoolGuard:
+        self.guard: PoolGuard | None = None
+        self.poll: sockets.Poll = _unwatched
+        self.expires = float("inf")
+        self.doomed: str | None = None  # why it is not to be handed out again; or SUSPECT
+        self.used = self.born  # the last checkout
+        self.uses = 0  # checkouts
+        # At this moment or before, where one connection has several (StaticPool).
+        self.users: weakref.WeakSet[PoolProxiedConnection] = weakref.WeakSet()
+
+    def _by_entry(self) -> Any:
+        entry = self.entry()
+        return None if entry is None else entry.dbapi_connection
+
+    @property
+    def in_use(self) -> bool:
+        """Checked out, or detached from its pool: somebody may hold it."""
+        entry = self.entry()
+        return entry is None or entry.in_use or entry.dbapi_connection is not self.connection()
+
+    def __repr__(self) -> str:
+        age = time.monotonic() - self.born
+        return f"<Link fd={self.fd} age={age:.1f}s uses={self.uses} opened at {self.opened_at}>"
+
+
+class Retired:
+    """Stands in a pool entry for a connection that was closed while it lay idle, until the entry's next checkout.
+
+    There the guard replaces it. A listener that comes before the guard and wants to use it does so too, by the error
+    that it gets; one that only looks finds what the closed connection has to show.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("cursor", "commit", "execute", "ping"):
+            raise exc.DisconnectionError("closed while it lay idle")
+        return getattr(self.connection, name)
+
+    def rollback(self) -> None:
+        """Nothing is left to roll back."""
+
+    def close(self) -> None:
+        """It is closed."""

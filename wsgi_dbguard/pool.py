@@ -1,0 +1,386 @@
+"""The guard of one engine's pool: no checkout hands out a connection that is known to be dead.
+
+`PoolGuard` listens to the events of one engine. When a connection is new, TCP keepalive and user timeout are set on its
+socket. At each checkout: is it alive? One `poll` of its socket; and only on a suspicion, or when it was not used for
+`ping_after` seconds, a ping.
+
+A connection that fails is replaced before the application sees it, by SQLAlchemy's own means (`DisconnectionError`).
+One that is dead for certain condemns all of its pool that exist at that moment: whatever took it, a restart or a
+firewall, took its siblings as well. SQLAlchemy does the same by comparing wall-clock times; here each connection is
+marked, so a clock that is set changes nothing. A fresh connection is never checked: one retry is all that a checkout
+has.
+
+Example::
+
+    from wsgi_dbguard import guard
+    pool_guard = guard(engine, ping_after=30.0)
+    pool_guard.stats()["replaced"]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import threading
+import weakref
+from collections import Counter
+from os import getpid
+from time import monotonic
+from typing import Any
+
+from sqlalchemy import Engine, event, exc
+from sqlalchemy.engine import Dialect, ExceptionContext
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool, StaticPool
+
+from . import failures, fork, housekeeping, liveness, quirks, registry, sockets
+from .config import GuardConfig
+from .failures import Failure
+from .link import KEY, SUSPECT, Link, Retired
+from .request import current
+
+__all__ = ["PoolGuard"]
+
+logger = logging.getLogger(__name__)
+current_request = current.get
+_INFINITE = float("inf")
+_LOOK_PAUSES = (1.0, 300.0)  # first and longest, seconds: a failover is over in seconds, or it is none
+
+
+class PoolGuard:
+    """Keeps the pooled connections of one engine alive. Made by `guard`, one for each engine."""
+
+    def __init__(self, engine: Engine, config: GuardConfig, *, name: str, explicit: bool) -> None:
+        self.name = name
+        self.explicit = explicit  # asked for by name; one made for "all engines" gives way to it
+        self._dialect = weakref.ref(engine.dialect)
+        # Only in a queue does a connection lie where nobody else can have it: other pools are not swept.
+        self._sweepable = isinstance(engine.pool, QueuePool)
+        self.reset()
+        self.configure(config)
+        # SQLite has no server to lose, and async drivers live on an event loop that is not WSGI's.
+        if engine.dialect.name != "sqlite" and not engine.dialect.is_async:
+            event.listen(engine, "connect", self._on_connect)
+            event.listen(engine, "handle_error", self._on_error)
+            # Before the user's own listeners, which may want to use the connection.
+            shared = isinstance(engine.pool, StaticPool)
+            event.listen(engine, "checkout", self._on_shared_checkout if shared else self._on_checkout, insert=True)
+            # A private name, for a word of advice only.
+            if getattr(engine.pool, "_pre_ping", False):
+                logger.warning("%s: pool_pre_ping beside the guard is a needless round trip at each checkout", self)
+
+    @property
+    def dialect(self) -> Dialect:
+        """The engine's. It has this guard, so the guard must not keep it."""
+        dialect = self._dialect()
+        assert dialect is not None  # whoever has a connection of the pool has it
+        return dialect
+
+    def configure(self, config: GuardConfig) -> None:
+        """Take over `config`; for connections opened from now on where it is about the connection itself."""
+        self.config = config
+        # Unused for longer than this is worth a closer look: a ping, or retirement.
+        self._attention = min(config.ping_after, _INFINITE if config.idle_timeout is None else config.idle_timeout)
+
+    def reset(self) -> None:
+        """The state of a process that has no connection yet, as after a fork."""
+        # Reentrant: the garbage collector may close a connection, and come here, in the middle of a locked section.
+        self._lock = threading.RLock()
+        self._counts: Counter[str] = Counter()
+        self._replaced: Counter[str] = Counter()
+        self._past_checkouts = 0  # of links that are gone
+        self._look_pause = _LOOK_PAUSES[0]  # for how long after a failover was seen none is looked for
+        self._look_again = -_INFINITE
+        self._condemned = -_INFINITE  # when all connections that there were were condemned
+
+    def stats(self) -> dict[str, Any]:
+        """Counts since this process began, and gauges (`connections`, `idle`) of now.
+
+        ``replaced`` says why connections were replaced at checkout: ``dead`` (the socket said so), ``ping`` (the server
+        did not answer), ``condemned`` (older than a dead one), ``max_lifetime``, ``idle_timeout``, ``read_only``
+        (failover), ``forked``; ``retired`` is how many were closed while they lay idle.
+        """
+        mine = self._links()
+        return {
+            "pid": getpid(),
+            "connections": len(mine),
+            "idle": sum(not link.in_use for link in mine),
+            "checkouts": self._past_checkouts + sum(link.uses for link in mine),
+            "connects": self._counts["connects"],
+            "pings": self._counts["pings"],
+            "retired": self._counts["retired"],
+            "invalidations": self._counts["invalidations"],
+            "replaced": dict(self._replaced),
+        }
+
+    def _links(self) -> list[Link]:
+        return [link for link in list(registry.links) if link.guard is self]
+
+    def __repr__(self) -> str:
+        stats = self.stats()
+        return f"<PoolGuard {self.name} pid={stats['pid']} connections={stats['connections']} idle={stats['idle']}>"
+
+    # The way of a connection: connect, checkout, checkin, gone.
+
+    def _on_connect(self, connection: Any, entry: ConnectionPoolEntry) -> None:
+        self._adopt(registry.link_of(connection, entry))
+        with self._lock:
+            self._counts["connects"] += 1
+
+    def _adopt(self, link: Link) -> None:
+        config = self.config
+        link.guard = self
+        if config.max_lifetime is not None:
+            # Jitter: connections that were opened together must not all be replaced together.
+            link.expires = link.born + config.max_lifetime * (1 - 0.1 * random.random())
+        if link.fd is None:
+            link.poll = _no_poll
+            with self._lock:
+                first = not self._counts["no_socket"]
+                self._counts["no_socket"] += 1
+            if first:
+                logger.warning("%s: this driver does not tell its socket; connections are checked by ping only", self)
+        else:
+            sockets.tune(link.fd, keepalive=config.keepalive, user_timeout=config.user_timeout)
+            link.poll = sockets.watch(link.fd)
+            quirks.mend(link.connection(), link.fd)
+        housekeeping.ensure(self)
+
+    def _on_checkout(self, connection: Any, entry: ConnectionPoolEntry, proxy: PoolProxiedConnection) -> None:
+        # The hot path: each line is paid at every checkout, see tests/benchmarks/cost.py. There is no listener at
+        # checkin: "idle" counts from the last checkout. That saves one event for each use, and costs a ping after a use
+        # longer than ping_after, a reconnect after one longer than idle_timeout.
+        try:
+            link: Link | None = entry.info[KEY]
+        except KeyError:
+            link = None
+        request = current_request()
+        now = monotonic()
+        if (
+            link is None
+            or link.poll(0)
+            or link.doomed is not None
+            or now - link.used > self._attention
+            or now > link.expires
+            # A request has made sure of its process when it began.
+            or (request is None and getpid() != fork.pid)
+        ):
+            link = self._examine(connection, entry, link)
+        link.used = now
+        link.uses += 1
+        if request is not None:
+            request.checkouts += 1
+
+    def _on_shared_checkout(self, connection: Any, entry: ConnectionPoolEntry, proxy: PoolProxiedConnection) -> None:
+        """StaticPool hands one connection to many at once: a second user must not ping, or replace, the first one's."""
+        link = registry.link_of(connection, entry)
+        # Who has it is asked of the users: of several, SQLAlchemy reports one checkin only.
+        with self._lock:
+            shared = any(user.is_valid for user in link.users if user is not proxy)
+            link.users.add(proxy)
+        if not shared:
+            self._on_checkout(connection, entry, proxy)
+            return
+        link.used = monotonic()
+        link.uses += 1
+        request = current_request()
+        if request is not None:
+            request.checkouts += 1
+
+    def forget(self, link: Link) -> None:
+        """The connection of `link` is being closed, or was collected. Called once for each."""
+        with self._lock:
+            link.doomed = link.doomed or "closed"  # by SQLAlchemy: not to be closed by housekeeping at the same time
+            self._past_checkouts += link.uses
+
+    def _on_error(self, context: ExceptionContext) -> None:
+        """A statement failed. SQLAlchemy invalidates a connection that broke; its siblings are condemned here."""
+        connection = context.connection
+        request = current_request()
+        if connection is None:
+            if request is not None and not context.is_pre_ping:
+                failure = failures.classify(context.original_exception, connecting=True)
+                request.database_failed(failure, committing=False)
+            return
+        if connection.closed or connection.invalidated:
+            return
+        try:
+            link = connection.connection.info.get(KEY)
+        except NotImplementedError:  # the dialect's questions on the very first connection have no pool entry
+            return
+        if link is None or link.guard is not self:
+            return
+        failure = failures.classify(context.original_exception)
+        if failure is Failure.DISCONNECT:
+            context.is_disconnect = True  # the drivers' dialects do not know all of them
+        elif context.is_disconnect and failure is Failure.OTHER:
+            failure = Failure.DISCONNECT  # and the table does not know all that they do
+        if request is not None:
+            request.database_failed(
+                failure,
+                connection,
+                committing=context.statement is None,
+                refused=not context.is_disconnect and failures.refused(context.original_exception),
+            )
+        # An interrupt (a greenlet's timeout, SystemExit) costs this connection but says nothing of the others:
+        # SQLAlchemy then does not want the pool invalidated, and neither may a listener of the user's. It takes a
+        # socket's TimeoutError (pg8000 lets it through) for asyncio's, which is an interrupt.
+        if context.is_disconnect and (
+            context.invalidate_pool_on_disconnect or failures.network_failed(context.original_exception)
+        ):
+            context.invalidate_pool_on_disconnect = False
+            self._condemn(link, "broke in use")
+        elif failure is Failure.READ_ONLY and self.config.evict_readonly:
+            self._suspect_read_only()
+
+    # The decision
+
+    def _examine(self, connection: Any, entry: ConnectionPoolEntry, link: Link | None) -> Link:
+        """The closer look, when anything at all is unusual: returns if the connection may be used.
+
+        Raises:
+            sqlalchemy.exc.DisconnectionError: if not; SQLAlchemy then replaces it and asks again.
+        """
+        if getpid() != fork.pid:
+            fork.after_fork()
+            raise self._replace("forked", link)
+        if link is None or link.guard is not self:  # opened before this guard came
+            link = registry.link_of(connection, entry)
+            self._adopt(link)
+            if link.born < self._condemned:
+                link.doomed = link.doomed or "condemned"
+        elif not link.uses:
+            return link  # fresh
+        if link.doomed is not None:
+            with self._lock:  # housekeeping may be taking it right now, or find that it came too late
+                doom = link.doomed
+            if isinstance(entry.dbapi_connection, Retired):
+                # Listeners to what SQLAlchemy does next are to meet what they know.
+                entry.dbapi_connection = entry.dbapi_connection.connection  # type: ignore[misc]
+                raise exc.DisconnectionError(doom)  # counted when it was closed
+            if doom == SUSPECT:
+                self._look_for_failover(connection, link)
+            elif doom is not None:
+                raise self._replace(doom, link)
+        now = monotonic()
+        events = link.poll(0)
+        if events and events[0][1] & sockets.DEAD:
+            self._condemn(link, "was found dead")
+            raise self._replace("dead", link)
+        if cause := self._overdue(link, now):
+            raise self._replace(cause, link)
+        if events or now - link.used > self.config.ping_after or self.config.ping_after == 0:
+            with self._lock:
+                self._counts["pings"] += 1
+            if not liveness.ping(self.dialect, connection, link, self.config.ping_timeout):
+                self._condemn(link, "did not answer a ping")
+                raise self._replace("ping", link)
+        return link
+
+    def _overdue(self, link: Link, now: float) -> str | None:
+        if now > link.expires:
+            return "max_lifetime"
+        if self.config.idle_timeout is not None and now - link.used > self.config.idle_timeout:
+            return "idle_timeout"
+        return None
+
+    def _condemn(self, link: Link, discovery: str) -> None:
+        """No connection of this pool that exists now is handed out again. Once for each outage, not for each victim."""
+        with self._lock:
+            if link.doomed not in (None, SUSPECT):
+                return
+            for each in self._links():
+                if each.doomed in (None, SUSPECT):
+                    each.doomed = "condemned"
+            self._condemned = monotonic()
+            self._counts["invalidations"] += 1
+        logger.warning(
+            "%s: process %d: a connection %s; all older ones are replaced as they are asked for",
+            self.name, getpid(), discovery,
+        )  # fmt: skip
+
+    def _suspect_read_only(self) -> None:
+        """A write was refused as read-only: the server was demoted, or the application asked for it (READ ONLY).
+
+        Asking the server in the failed transaction is not possible, so the next checkout asks.
+        """
+        with self._lock:
+            if monotonic() >= self._look_again:
+                for each in self._links():
+                    each.doomed = each.doomed or SUSPECT
+
+    def _look_for_failover(self, connection: Any, link: Link) -> None:
+        """One answer for the whole pool: is the server itself read-only?
+
+        If so, new connections may lead to the new primary. They may lead to the same server as well, one that is
+        read-only for good: then looking again is worth less and less.
+        """
+        if liveness.read_only(self.dialect, connection, link, self.config.ping_timeout):
+            with self._lock:
+                if link.doomed == SUSPECT:  # nobody else was faster
+                    self._look_again = monotonic() + self._look_pause
+                    self._look_pause = min(2 * self._look_pause, _LOOK_PAUSES[1])
+            self._condemn(link, "leads to a server that has become read-only")
+            raise self._replace("read_only", link)
+        # Only now: whoever checks out while the question is on its way has to ask as well, not to write in vain.
+        with self._lock:
+            self._look_pause = _LOOK_PAUSES[0]
+            for each in self._links():
+                if each.doomed == SUSPECT:
+                    each.doomed = None
+        if link.doomed is not None:
+            raise self._replace(link.doomed, link)
+
+    def _replace(self, cause: str, link: Link | None) -> exc.DisconnectionError:
+        with self._lock:
+            self._replaced[cause] += 1
+        request = current_request()
+        if request is not None:
+            request.replaced += 1
+        logger.info("%s: process %d: replacing %s: %s", self.name, getpid(), link, cause)
+        return exc.DisconnectionError(cause)
+
+    # Housekeeping
+
+    def sweep(self) -> None:
+        """Close idle connections that are past `idle_timeout` or `max_lifetime`. Called by housekeeping's thread."""
+        if not self._sweepable:
+            return
+        now = monotonic()
+        for link in self._links():
+            # One that was never used is not idle: it is on its way from connect to its first checkout.
+            if link.uses and not link.in_use and (cause := self._overdue(link, now)):
+                self._retire(link, cause)
+
+    def _retire(self, link: Link, cause: str) -> None:
+        entry, connection = link.entry(), link.connection()
+        with self._lock:
+            doom = link.doomed
+            if doom not in (None, SUSPECT, "condemned"):
+                return
+            link.doomed = cause
+            # Doomed first, then asked: a checkout marks the entry as in use first, then asks whether it is doomed. So
+            # either it is seen here, or it sees this, waits for the lock, and replaces the connection.
+            if entry is None or connection is None or link.in_use:
+                link.doomed = doom
+                return
+            # Not `entry.invalidate()`: SQLAlchemy looks into an entry more than once at checkout, and fails when it is
+            # emptied in between; and not "soft", which goes by the wall clock.
+            entry.dbapi_connection = Retired(connection)  # type: ignore[misc]
+            self._counts["retired"] += 1
+        logger.info("%s: process %d: closing %s: %s", self.name, getpid(), link, cause)
+        # At the next checkout SQLAlchemy closes it once more, and some drivers raise then (PyMySQL: "Already closed").
+        # Those in C, that take no attribute, do not.
+        close = connection.close
+        with contextlib.suppress(AttributeError):
+            connection.close = _closed_already
+        close()
+        registry.forget(link)
+
+
+def _closed_already() -> None:
+    """The `close` of a connection that housekeeping has closed."""
+
+
+def _no_poll(timeout: int) -> list[tuple[int, int]]:
+    return []
