@@ -32,6 +32,8 @@ POOL_SETTINGS = (
     "max_lifetime",
     "idle_timeout",
     "evict_readonly",
+    "hold",
+    "retry_after",
 )
 _LONGEST = 100 * 365 * 86400.0  # a hundred years, in seconds: within what threads' locks and floats can tell
 
@@ -138,13 +140,28 @@ class GuardConfig:
         "method whose request has committed nothing)",
     )
     replay_body: int = _setting(65536, _bytes, "largest request body kept for a replay, bytes")
-    retry_after: float = _setting(2.0, _seconds(above=True), "base of the jittered Retry-After")
+    hold: float = _setting(
+        0.0, _seconds(), "how long a request may wait for a database that is away before it gets its 503"
+    )
+    # A probe for each tenth of a second would be a storm of its own.
+    retry_after: float = _setting(
+        2.0,
+        _seconds(low=0.1),
+        "base of the jittered Retry-After, and of the pause between two attempts to reach a database that is away",
+    )
+    deadline: float | None = _setting(
+        None,
+        _seconds(above=True, optional=True),
+        "the longest a request may spend in the database: a query still running then is cancelled on the server; "
+        "none = no limit",
+    )
     statuses: bool = _setting(True, _switch, "turn an unsent 500 that the database caused into 503 or 409")
     leaks: str = _setting(
         "heal",
         _one_of("off", "warn", "heal", "raise"),
         "what to do with sessions that a request left in a transaction: off, warn, heal (roll back), raise",
     )
+    leak_stacks: bool = _setting(False, _switch, "keep the stack of each checkout for the report of leaks")
     evict_readonly: bool = _setting(True, _switch, "a primary that turned read-only (failover) is a dead connection")
 
     def same_pool(self, other: GuardConfig) -> bool:

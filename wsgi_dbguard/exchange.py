@@ -21,6 +21,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from . import answers, failures, sessions
 from .answers import Problem
+from .body import END, Body, FileWrapper, SizedBody
 from .config import GuardConfig
 from .failures import Failure
 from .replay import Budget, RecordedInput, leaves_writes, reason_against
@@ -37,8 +38,6 @@ REQUEST = "wsgi_dbguard.request"
 ATTEMPT = "wsgi_dbguard.attempt"
 FILE_WRAPPER = "wsgi.file_wrapper"
 _COMPLETE = frozenset({list, tuple, bytes})
-_NOTHING: Iterator[bytes] = iter(())
-_END: Any = object()  # instead of a first chunk
 _AWAY = frozenset({Failure.DISCONNECT, Failure.UNAVAILABLE, Failure.READ_ONLY})
 _OF_THE_STATEMENT = (exc.IntegrityError, exc.DataError, exc.ProgrammingError, exc.NotSupportedError)
 _AGAIN = object()  # a verdict: run the application once more
@@ -115,10 +114,10 @@ class Exchange:
         request = self.request
         wrapper: Any = environ.get(FILE_WRAPPER)
         if wrapper is not None and not isinstance(wrapper, type):
-            wrapper = environ[FILE_WRAPPER] = _FileWrapper(wrapper)
+            wrapper = environ[FILE_WRAPPER] = FileWrapper(wrapper)
         body: Iterable[bytes] | None = None
         iterator: Iterator[bytes] | None = None
-        first: bytes = _END
+        first: bytes = END
         token = current.set(request)
         try:
             body = self._app(environ, self._start_response)
@@ -127,7 +126,7 @@ class Exchange:
             complete = type(body) in _COMPLETE or (wrapper is not None and isinstance(body, wrapper))
             if not complete:
                 iterator = iter(body)
-                first = next(iterator, _END)
+                first = next(iterator, END)
             failed = isinstance(self._status, str) and self._status.startswith("500")
             verdict = self._verdict(None, environ, body, iterator) if failed else None
             if verdict is None:
@@ -151,9 +150,7 @@ class Exchange:
         assert body is not None
         if iterator is None:
             return body
-        if first is _END:
-            iterator = _NOTHING
-        kind = _SizedBody if hasattr(type(body), "__len__") else _Body
+        kind = SizedBody if hasattr(type(body), "__len__") else Body
         return kind(self, body, iterator, first, context)
 
     # Towards the application
@@ -317,87 +314,3 @@ def _database_error(error: BaseException | None) -> BaseException | None:
     else:
         return None
     return error
-
-
-class _FileWrapper:
-    """A server's ``wsgi.file_wrapper`` that is a function, remembering what it made: as if it were the class of that.
-
-    By its result alone a file response is not to be told: uWSGI's wrapper gives back the very file that it was given.
-    Where the wrapper is a class it is left in its place. gunicorn asks whether the body is an instance of what it finds
-    there.
-    """
-
-    __slots__ = ("made", "wrap")
-
-    def __init__(self, wrap: Callable[..., Iterable[bytes]]) -> None:
-        self.wrap = wrap
-        self.made: Iterable[bytes] | None = None
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Iterable[bytes]:
-        self.made = self.wrap(*args, **kwargs)
-        return self.made
-
-    def __instancecheck__(self, body: object) -> bool:
-        return body is not None and body is self.made
-
-
-class _Body:
-    """The application's iterable: each of its steps runs in the request's scope, and its close ends the request."""
-
-    __slots__ = ("_context", "_exchange", "_first", "_iterable", "_iterator")
-
-    def __init__(
-        self,
-        exchange: Exchange,
-        iterable: Iterable[bytes],
-        iterator: Iterator[bytes],
-        first: bytes,
-        context: Context | None,
-    ) -> None:
-        self._exchange = exchange
-        self._iterable = iterable
-        self._iterator = iterator
-        self._first = first
-        self._context = context
-
-    def __iter__(self) -> _Body:
-        return self
-
-    def __next__(self) -> bytes:
-        if self._first is not _END:
-            chunk, self._first = self._first, _END
-            return chunk
-        if self._context is not None:
-            return self._context.run(self._step)
-        return self._step()
-
-    def _step(self) -> bytes:
-        # Set for this step only: between two steps the server may run another request in the same context.
-        token = current.set(self._exchange.request)
-        self._exchange.request.thread = threading.get_ident()
-        try:
-            return next(self._iterator)
-        except StopIteration:
-            raise
-        except BaseException as error:
-            self._exchange.request.fail(error)
-            raise
-        finally:
-            current.reset(token)
-
-    def close(self) -> None:
-        # First let go of the iterator, as a server's loop does: it may be a generator that is not the iterable.
-        self._iterator, self._first = _NOTHING, _END
-        if self._context is not None:
-            self._context.run(self._exchange.close, self._iterable)
-        else:
-            self._exchange.close(self._iterable)
-
-
-class _SizedBody(_Body):
-    """With the length of the application's iterable: of one chunk a server knows the Content-Length (PEP 3333)."""
-
-    __slots__ = ()
-
-    def __len__(self) -> int:
-        return len(self._iterable)  # type: ignore[arg-type]

@@ -36,14 +36,17 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from sqlalchemy import Engine
 
-__all__ = ["By", "Forks", "Held", "Leave", "run"]
+    from .inherited import SQL, Held
+
+__all__ = ["By", "Forks", "Leave", "run"]
 
 By = Literal["os.fork", "multiprocessing", "libc"]  # the last one is not seen by Python: no at-fork handler runs
 Leave = Literal["end", "sys.exit", "os._exit"]  # "end": the script runs to its end
@@ -65,9 +68,20 @@ class Forks:
         """Import the package: its fork guard works from here on."""
         importlib.import_module("wsgi_dbguard")
 
+    def engine(self, url: str, certificate: str | None = None, **options: Any) -> Engine:
+        """`create_engine`, encrypted with any driver where there is a `certificate`."""
+        engine: Engine = _inherited().engine_of(url, certificate, **options)
+        return engine
+
+    def sql(self, engine: Engine) -> SQL:
+        """What differs between databases, for the one of `engine`."""
+        sql: SQL = _inherited().sql_of(engine.dialect.name)
+        return sql
+
     def hold(self, *engines: Engine) -> Held:
-        """Check connections out of each engine, in every way that there is, seven in all."""
-        return Held(engines)
+        """Check connections out of each engine, all of one database, in every way that there is, seven in all."""
+        held: Held = _inherited().Held(self, engines)
+        return held
 
     @staticmethod
     def failure(of: Callable[[], Any]) -> str | None:
@@ -144,102 +158,6 @@ class Forks:
             return {"failed": f"the child ended with {status}, after it told {told!r}"}
         outcome = json.loads(told)
         return outcome.get("result", outcome)
-
-
-class Held:
-    """PostgreSQL connections held in every way that there is, each in a transaction, and one that lies in the pool.
-
-    `in_child` and `in_parent` use and close them all, and return what was not as it should be.
-    """
-
-    def __init__(self, engines: Sequence[Engine]) -> None:
-        self.engines = engines
-        self._holders: list[tuple[str, Any]] = []  # all that can execute, rollback and close
-        self._raw: list[tuple[str, Any]] = []
-        self._results: list[Any] = []
-        self._before: dict[str, int] = {}
-        for engine in engines:
-            self._check_out(engine)
-
-    def _check_out(self, engine: Engine) -> None:
-        from sqlalchemy import text
-        from sqlalchemy.orm import scoped_session, sessionmaker
-
-        holders: dict[str, Any] = {
-            "idle": engine.connect(),
-            "connection": engine.connect(),
-            "detached": engine.connect(),
-            "autocommit": engine.connect().execution_options(isolation_level="AUTOCOMMIT"),
-            "session": scoped_session(sessionmaker(engine)),
-            "stream": engine.connect(),
-            "raw": engine.raw_connection(),
-        }
-        holders["detached"].detach()
-        self._before |= {f"{engine.driver} {name}": _backend(holder) for name, holder in holders.items()}
-        series = text("select * from generate_series(1, 1000)")
-        options = {"stream_results": True, "max_row_buffer": 10}
-        result = holders["stream"].execute(series, execution_options=options)
-        result.fetchone()
-        self._results.append(result)
-        holders.pop("idle").close()
-        self._raw.append((f"{engine.driver} raw", holders.pop("raw")))
-        self._holders += [(f"{engine.driver} {name}", holder) for name, holder in holders.items()]
-
-    @property
-    def backends(self) -> set[int]:
-        """Process ids of the servers behind them."""
-        return set(self._before.values())
-
-    def in_child(self) -> list[str]:
-        """By SQLAlchemy's own rules the transactions are lost: rolled back, all works on connections of the child's."""
-        wrong = []
-        for name, holder in self._holders:
-            error = Forks.failure(partial(_backend, holder))
-            if error != "PendingRollbackError":
-                wrong.append(f"{name} before rollback: {error}")
-            holder.rollback()
-        own = {name: _backend(holder) for name, holder in self._holders}
-        for name, raw in self._raw:
-            if Forks.failure(partial(_backend, raw)) is None:
-                wrong.append(f"{name} works")
-        self._close()
-        for engine in self.engines:
-            with engine.connect() as fresh:
-                own[f"{engine.driver} engine"] = _backend(fresh)
-            engine.dispose()
-        return wrong + [f"{name} is the parent's" for name, backend in own.items() if backend in self.backends]
-
-    def in_parent(self) -> list[str]:
-        """Each still has its own backend, and the streams go on where they were."""
-        wrong = [f"stream: {rest}" for result in self._results if (rest := len(result.fetchall())) != 999]
-        for name, holder in (*self._holders, *self._raw):
-            if _backend(holder) != self._before[name]:
-                wrong.append(f"{name} has another backend")
-        for engine in self.engines:
-            with engine.connect() as idle:
-                if _backend(idle) != self._before[f"{engine.driver} idle"]:
-                    wrong.append(f"{engine.driver} idle has another backend")
-        self._close()
-        for engine in self.engines:
-            engine.dispose()
-        return wrong
-
-    def _close(self) -> None:
-        for _, holder in (*self._holders, *self._raw):
-            holder.close()
-
-
-def _backend(holder: Any) -> int:
-    from sqlalchemy import text
-
-    sql = "select pg_backend_pid()"
-    if hasattr(holder, "execute") and not hasattr(holder, "cursor"):
-        return int(holder.execute(text(sql)).scalar())
-    cursor = holder.cursor()
-    cursor.execute(sql)
-    (pid,) = cursor.fetchone()
-    cursor.close()
-    return int(pid)
 
 
 def _outcome(live: Callable[[], Any]) -> dict[str, Any]:
@@ -333,14 +251,24 @@ def run(
     return outcome.get("result", outcome)
 
 
+def _load(name: str, path: str | Path) -> ModuleType:
+    """The module in the file `path`, whatever package it is in."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _inherited() -> ModuleType:
+    return sys.modules.get("inherited") or _load("inherited", Path(__file__).with_name("inherited.py"))
+
+
 def _main(path: str, name: str, arguments: str, timeout: str) -> None:
     signal.alarm(int(timeout) + 10)  # for when nobody is there to kill us
     forks = Forks()
-    spec = importlib.util.spec_from_file_location("scenario", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["scenario"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = _load("scenario", path)
     given = json.loads(arguments)
     if "wsgi_dbguard" in sys.modules:
         raise ImportError(f"{path} imports the package, so nothing can be shown without it")
