@@ -10,7 +10,7 @@ See `DBGuard` (requests), `guard` (one engine, outside WSGI), `after_fork` (serv
 """
 
 from .config import GuardConfig
-from .errors import ForkWarning, LeakWarning, SettingError, SharedSessionWarning
+from .errors import DatabaseUnavailable, ForkWarning, LeakWarning, SettingError, SharedSessionWarning
 from .fork import after_fork
 from .guards import guard
 from .middleware import DBGuard
@@ -19,6 +19,7 @@ from .replay import replayable
 
 __all__ = [
     "DBGuard",
+    "DatabaseUnavailable",
     "ForkWarning",
     "GuardConfig",
     "LeakWarning",

@@ -6,7 +6,14 @@ working. Warnings are categories of their own, so that each can be filtered, or 
     warnings.filterwarnings("error", category=ForkWarning)
 """
 
-__all__ = ["ForkWarning", "LeakWarning", "SettingError", "SharedSessionWarning"]
+from sqlalchemy.exc import OperationalError
+
+__all__ = ["DatabaseUnavailable", "ForkWarning", "LeakWarning", "SettingError", "SharedSessionWarning"]
+
+
+class DatabaseUnavailable(OperationalError):
+    """The database is away, and was not asked. ``orig`` is an error like the one that the last attempt met."""
+
 
 
 class LeakWarning(RuntimeWarning):

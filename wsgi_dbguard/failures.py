@@ -19,7 +19,9 @@ from typing import Any
 
 from sqlalchemy import exc
 
-__all__ = ["CODES", "Failure", "classify", "code_of", "network_failed", "refused"]
+from .errors import DatabaseUnavailable
+
+__all__ = ["CODES", "Failure", "classify", "code_of", "may_pass", "network_failed", "refused"]
 
 
 class Failure(StrEnum):
@@ -69,6 +71,7 @@ CODES: dict[str | int, Failure] = {
     for code in codes
 }  # fmt: skip
 _SILENCE = frozenset({errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH})
+_CREDENTIALS = frozenset({"28000", "28P01", 1045, 1130, 1698})  # of a user, a password, a host that is not allowed
 _OPTION_PREVENTS_STATEMENT = 1290  # "running with the --read-only option", or with one that has nothing to do with it
 
 
@@ -94,7 +97,7 @@ def code_of(error: BaseException) -> str | int | None:
 def classify(error: BaseException, *, connecting: bool = False) -> Failure:
     """What `error`, from SQLAlchemy or from the driver, means; `connecting`: it came while a connection was opened."""
     disconnect = False
-    if isinstance(error, exc.TimeoutError):  # the pool's: exhausted
+    if isinstance(error, exc.TimeoutError | DatabaseUnavailable):  # the pool's: exhausted; the breaker's
         return Failure.UNAVAILABLE
     if isinstance(error, exc.DBAPIError):
         disconnect = error.connection_invalidated
@@ -131,6 +134,12 @@ def refused(error: BaseException) -> bool:
     if code is None or (isinstance(code, int) and 2000 <= code < 3000):
         return False
     return CODES.get(code) not in (Failure.DISCONNECT, Failure.IN_DOUBT)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether `error`, met in connecting, may be over in a moment: a password that is not taken is not."""
+    # libpq's drivers have no SQLSTATE for what happens while they connect.
+    return code_of(error) not in _CREDENTIALS and "password authentication failed" not in str(error)
 
 
 def _operational(error: BaseException) -> bool:

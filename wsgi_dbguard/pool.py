@@ -34,6 +34,7 @@ from sqlalchemy.engine import Dialect, ExceptionContext
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool, StaticPool
 
 from . import failures, fork, housekeeping, liveness, quirks, registry, sockets
+from .breaker import Breaker
 from .config import GuardConfig
 from .failures import Failure
 from .link import KEY, SUSPECT, Link, Retired
@@ -56,12 +57,14 @@ class PoolGuard:
         self._dialect = weakref.ref(engine.dialect)
         # Only in a queue does a connection lie where nobody else can have it: other pools are not swept.
         self._sweepable = isinstance(engine.pool, QueuePool)
+        self.breaker = Breaker(name, config)
         self.reset()
         self.configure(config)
         # SQLite has no server to lose, and async drivers live on an event loop that is not WSGI's.
         if engine.dialect.name != "sqlite" and not engine.dialect.is_async:
             event.listen(engine, "connect", self._on_connect)
             event.listen(engine, "handle_error", self._on_error)
+            self.breaker.install(engine.pool)
             # Before the user's own listeners, which may want to use the connection.
             shared = isinstance(engine.pool, StaticPool)
             event.listen(engine, "checkout", self._on_shared_checkout if shared else self._on_checkout, insert=True)
@@ -78,7 +81,7 @@ class PoolGuard:
 
     def configure(self, config: GuardConfig) -> None:
         """Take over `config`; for connections opened from now on where it is about the connection itself."""
-        self.config = config
+        self.config = self.breaker.config = config
         # Unused for longer than this is worth a closer look: a ping, or retirement.
         self._attention = min(config.ping_after, _INFINITE if config.idle_timeout is None else config.idle_timeout)
 
@@ -86,6 +89,7 @@ class PoolGuard:
         """The state of a process that has no connection yet, as after a fork."""
         # Reentrant: the garbage collector may close a connection, and come here, in the middle of a locked section.
         self._lock = threading.RLock()
+        self.breaker.reset()
         self._counts: Counter[str] = Counter()
         self._replaced: Counter[str] = Counter()
         self._past_checkouts = 0  # of links that are gone
@@ -98,7 +102,9 @@ class PoolGuard:
 
         ``replaced`` says why connections were replaced at checkout: ``dead`` (the socket said so), ``ping`` (the server
         did not answer), ``condemned`` (older than a dead one), ``max_lifetime``, ``idle_timeout``, ``read_only``
-        (failover), ``forked``; ``retired`` is how many were closed while they lay idle.
+        (failover), ``forked``; ``retired`` is how many were closed while they lay idle. ``away``: the database could
+        not be reached when it was last tried; ``waiting`` is how many wait for it now, ``held`` how many have done so,
+        and ``refused`` how many were told at once or waited in vain, see `breaker`.
         """
         mine = self._links()
         return {
@@ -110,6 +116,11 @@ class PoolGuard:
             "pings": self._counts["pings"],
             "retired": self._counts["retired"],
             "invalidations": self._counts["invalidations"],
+            "away": self.breaker.away,
+            "outages": self.breaker.outages,
+            "waiting": self.breaker.waiting,
+            "held": self.breaker.held,
+            "refused": self.breaker.refused,
             "replaced": dict(self._replaced),
         }
 

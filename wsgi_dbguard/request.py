@@ -36,6 +36,7 @@ class Request:
         "database_failure",
         "ended",
         "failure",
+        "held",
         "in_doubt",
         "lent",
         "method",
@@ -62,6 +63,7 @@ class Request:
         self.started = time.monotonic()
         self.ended: float | None = None  # `time.monotonic()` seconds, as `started`
         self.thread = threading.get_ident()  # in which the application runs; of the present step
+        self.held = 0.0  # seconds that it has waited for a database that was away, in all attempts
         self.replayable = False  # the application says that it may run twice, see `replay.replayable`
         self.attempt = 1  # 2 when it runs again
         # The request whose application made this one, in the same process and with the same context.

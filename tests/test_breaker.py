@@ -1,0 +1,308 @@
+"""The circuit breaker by itself: who tries to connect, who is told at once, who waits and in which order."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import psycopg2
+import pytest
+from sqlalchemy import create_engine, event, pool, text
+from sqlalchemy.exc import OperationalError
+
+from wsgi_dbguard import DatabaseUnavailable, GuardConfig, guard
+from wsgi_dbguard import breaker as module
+from wsgi_dbguard.breaker import Breaker
+from wsgi_dbguard.lab.process import wait_until
+from wsgi_dbguard.request import Request, current
+
+
+class Clock:
+    """`time.monotonic`, set by hand: for tests in which nobody waits."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Database:
+    """Opens numbered connections while it is up; counts the attempts."""
+
+    def __init__(self) -> None:
+        self.up = True
+        self.error: BaseException = psycopg2.OperationalError("Connection refused")
+        self.attempts = 0
+        self.gate = threading.Event()  # an attempt ends when it is set
+        self.gate.set()
+        self.lock = threading.Lock()
+
+    def __call__(self) -> int:
+        with self.lock:
+            self.attempts += 1
+            number = self.attempts
+        self.gate.wait(20.0)
+        if not self.up:
+            raise self.error
+        return number
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "monotonic", clock)
+    return clock
+
+
+@pytest.fixture
+def database() -> Database:
+    return Database()
+
+
+@pytest.fixture
+def crowd() -> Iterator[Callable[..., Future[Any]]]:
+    """Runs a function in a thread of its own."""
+    with ThreadPoolExecutor(32) as threads:
+        yield threads.submit
+
+
+def until(condition: Callable[[], bool]) -> None:
+    wait_until(condition, timeout=30.0, what="the callers")
+
+
+def breaker(**settings: Any) -> Breaker:
+    return Breaker("the pool", GuardConfig(**settings))
+
+
+def fail(breaker: Breaker, database: Database) -> None:
+    database.up = False
+    with pytest.raises(psycopg2.OperationalError):
+        breaker.connect(database)
+    assert breaker.away
+
+
+def test_a_failed_attempt_makes_it_away_and_the_others_are_told_at_once(clock: Clock, database: Database) -> None:
+    away = breaker()
+    fail(away, database)
+    for _ in range(10):
+        with pytest.raises(DatabaseUnavailable, match=r"(?s)the pool has been away for 0\.0 s.*Connection refused"):
+            away.connect(database)
+    assert (database.attempts, away.refused, away.outages) == (1, 10, 1)
+
+
+def test_one_caller_probes_when_the_pause_is_over(clock: Clock, database: Database) -> None:
+    away = breaker(retry_after=2.0)
+    fail(away, database)
+    clock.now += 0.99
+    with pytest.raises(DatabaseUnavailable):
+        away.connect(database)
+    clock.now += 2.02  # the longest pause is 1.5 times the setting
+    with pytest.raises(psycopg2.OperationalError):
+        away.connect(database)
+    with pytest.raises(DatabaseUnavailable):
+        away.connect(database)
+    assert (database.attempts, away.outages) == (2, 1)
+    database.up = True
+    clock.now += 3.01
+    assert away.connect(database) == 3
+    assert not away.away
+    assert away.connect(database) == 4
+
+
+def test_while_one_probes_the_others_are_told(database: Database, crowd: Callable[..., Future[Any]]) -> None:
+    away = breaker(retry_after=0.1)
+    fail(away, database)
+    database.gate.clear()
+    database.up = True
+
+    def probes() -> bool:
+        asked = crowd(away.connect, database)
+        until(lambda: asked.done() or database.attempts == 2)
+        return database.attempts == 2
+
+    until(probes)
+    with pytest.raises(DatabaseUnavailable):
+        away.connect(database)
+    database.gate.set()
+    until(lambda: not away.away)
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), psycopg2.ProgrammingError("no such database")])
+def test_an_error_that_is_not_the_networks_is_the_callers_alone(database: Database, error: Exception) -> None:
+    here = breaker(hold=60.0)
+    database.up, database.error = False, error
+    for _ in range(2):
+        with pytest.raises(type(error)):
+            here.connect(database)
+    assert not here.away
+    assert database.attempts == 2
+
+
+def test_who_waits_goes_on_as_if_nothing_had_happened(database: Database, crowd: Callable[..., Future[Any]]) -> None:
+    away = breaker(hold=60.0, retry_after=0.1)
+    database.up = False
+    callers = [crowd(away.connect, database) for _ in range(20)]
+    until(lambda: away.waiting + away._probing == 20)
+    database.up = True
+    numbers = [caller.result(20.0) for caller in callers]
+    assert len(set(numbers)) == 20
+    assert (away.waiting, away.refused, away.away) == (0, 0, False)
+
+
+def test_who_met_the_outage_itself_waits_too(database: Database, crowd: Callable[..., Future[Any]]) -> None:
+    away = breaker(hold=60.0, retry_after=0.1)
+    database.up = False
+    caller = crowd(away.connect, database)
+    until(lambda: database.attempts >= 3)
+    database.up = True
+    assert caller.result(20.0) >= 3
+
+
+def test_they_are_let_go_in_the_order_in_which_they_came(database: Database, crowd: Callable[..., Future[Any]]) -> None:
+    away = breaker(hold=60.0, retry_after=30.0)  # no probe comes in between
+    database.up = False
+    callers = [crowd(away.connect, database)]  # it is first, as it was before its attempt
+    until(lambda: away.waiting == 1)
+    for waiting in range(2, 8):
+        callers.append(crowd(away.connect, database))
+        until(partial(lambda count: away.waiting == count, waiting))
+    database.up = True
+    database.gate.clear()
+    attempts = database.attempts
+    away._reached()
+    until(lambda: database.attempts == attempts + 2)
+    assert away.waiting == 5
+    database.gate.set()
+    numbers = [caller.result(20.0) for caller in callers]
+    assert max(numbers[:2]) < min(numbers[2:])
+
+
+def test_patience_ends(database: Database) -> None:
+    away = breaker(hold=0.3, retry_after=0.1)
+    database.up = False
+    with pytest.raises((psycopg2.OperationalError, DatabaseUnavailable)):
+        away.connect(database)
+    assert away.waiting == 0
+    assert database.attempts > 1
+
+
+def test_in_an_outage_older_than_hold_nobody_begins_to_wait(clock: Clock, database: Database) -> None:
+    away = breaker(hold=0.0)
+    fail(away, database)
+    away.config = GuardConfig(hold=10.0, retry_after=30.0)
+    away._next_probe = clock.now + 100.0
+    clock.now += 10.0
+    with pytest.raises(DatabaseUnavailable):
+        away.connect(database)
+    assert (away.held, away.refused) == (0, 1)
+
+
+def test_a_request_has_one_hold_for_all_its_connections(clock: Clock, database: Database) -> None:
+    away = breaker()
+    fail(away, database)
+    away.config = GuardConfig(hold=10.0)
+    request = Request({"REQUEST_METHOD": "GET"})
+    request.held = 10.0
+    token = current.set(request)
+    try:
+        with pytest.raises(DatabaseUnavailable):
+            away.connect(database)
+    finally:
+        current.reset(token)
+    assert request.database_failure == "unavailable"
+    assert away.held == 0
+
+
+@pytest.mark.parametrize("message", ['FATAL:  password authentication failed for user "app"'])
+def test_a_refused_password_is_not_waited_for(database: Database, message: str) -> None:
+    away = breaker(hold=60.0)
+    database.error = psycopg2.OperationalError(message)
+    fail(away, database)
+    assert database.attempts == 1
+
+
+def test_an_interrupt_of_a_probe_lets_the_next_one_probe(clock: Clock, database: Database) -> None:
+    away = breaker()
+    fail(away, database)
+    clock.now += 10.0
+    database.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        away.connect(database)
+    database.up = True
+    assert away.connect(database) == 3
+
+
+def test_what_it_remembers_of_an_error_keeps_no_frame(clock: Clock, database: Database) -> None:
+    away = breaker()
+    fail(away, database)
+    assert away._error is not None
+    assert away._error.__traceback__ is None
+
+
+def test_a_fork_begins_anew(clock: Clock, database: Database) -> None:
+    away = breaker()
+    fail(away, database)
+    away.reset()
+    assert not away.away
+    database.up = True
+    assert away.connect(database) == 2
+
+
+@pytest.mark.parametrize("kind", [pool.QueuePool, pool.NullPool, pool.SingletonThreadPool, pool.StaticPool])
+def test_each_pool_and_what_dispose_makes_of_it_goes_by_it(kind: type[pool.Pool]) -> None:
+    """A `do_connect` listener and a creator are asked at each attempt."""
+    engine = create_engine("postgresql+psycopg2://nobody@127.0.0.1:1/none", poolclass=kind)
+    asked = []
+    event.listen(engine, "do_connect", lambda *args: asked.append(1))
+    guarded = guard(engine)
+    for _ in range(2):
+        with pytest.raises(DatabaseUnavailable if asked else OperationalError, match="refused"):
+            engine.connect()
+        engine.dispose()
+    assert len(asked) == 1
+    assert guarded.stats()["away"]
+    assert guarded.stats()["refused"] == 1
+
+
+def test_a_creator_of_the_users_goes_by_it_too() -> None:
+    calls = []
+
+    def creator() -> Any:
+        calls.append(1)
+        raise psycopg2.OperationalError("Connection refused")
+
+    engine = create_engine("postgresql+psycopg2://", creator=creator)
+    guard(engine)
+    for _ in range(3):
+        with pytest.raises(OperationalError):
+            engine.connect()
+    assert len(calls) == 1
+
+
+def test_engines_that_share_a_pool_share_its_breaker() -> None:
+    first = create_engine("postgresql+psycopg2://nobody@127.0.0.1:1/none")
+    second = create_engine("postgresql+psycopg2://", pool=first.pool)
+    guard(first)
+    creator = first.pool._creator
+    guard(second)
+    assert second.pool._creator is creator
+
+
+def test_a_real_pool_comes_back(postgres: Any, make_engine: Any) -> None:
+    engine = make_engine(postgres.url("psycopg2"))
+    guarded = guard(engine, retry_after=0.1)
+    guarded.breaker._failed(psycopg2.OperationalError("Connection refused"))
+
+    def works() -> bool:
+        try:
+            with engine.connect() as connection:
+                return bool(connection.scalar(text("select 1")))
+        except DatabaseUnavailable:
+            return False
+
+    until(works)
+    assert not guarded.stats()["away"]

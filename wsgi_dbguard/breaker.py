@@ -1,0 +1,282 @@
+"""Is the database away? A circuit breaker around the opening of connections: asked once, not by everybody.
+
+When a connection cannot be opened because the server is down, starting, full or refuses us (`Failure.UNAVAILABLE`), it
+is away. From then on one caller in each process tries again now and then (a probe, every `retry_after` seconds with
+jitter); all the others are told at once (`DatabaseUnavailable`), or wait for it where `hold` says so. Connections that
+are in the pool are not concerned.
+
+Waiting is for outages that are over soon: a restart, a failover. Who comes while the outage is younger than `hold`
+waits for at most `hold` seconds, in the order of coming; in an older one nobody begins to wait any more, so that an
+outage that lasts does not fill the server with waiting requests. There is no thread: the first in the queue sends the
+probe. When it succeeds it wakes two others, each of which wakes two more when it is connected: nobody waits for a
+timer, and the server does not meet all of them at once.
+
+It works around the pool's creator, so that it is right for engines with ``creator=`` and with listeners to
+``do_connect`` as well: both run again for each attempt.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections import deque
+from collections.abc import Callable
+from os import getpid
+from time import monotonic
+from typing import Any
+
+from sqlalchemy.pool import ConnectionPoolEntry, Pool
+
+from . import failures
+from .config import GuardConfig
+from .errors import DatabaseUnavailable
+from .failures import Failure
+from .request import current
+
+__all__ = ["Breaker"]
+
+logger = logging.getLogger(__name__)
+
+
+class _Waiter:
+    """One caller in the queue. Made when it begins to wait: under gevent its event is a greenlet's."""
+
+    __slots__ = ("go", "wake")
+
+    def __init__(self) -> None:
+        self.wake = threading.Event()
+        self.go = False  # it was released, and is not in the queue any more
+
+
+class Breaker:
+    """What one process knows of whether one pool's database can be reached. `name` is the pool's, for the log."""
+
+    def __init__(self, name: str, config: GuardConfig) -> None:
+        self.name = name
+        self.config = config
+        self.reset()
+
+    def reset(self) -> None:
+        """As in a process that has not tried yet, such as after a fork."""
+        self._lock = threading.Lock()  # nothing under it waits, or calls what may
+        self._since: float | None = None  # when it went away, `time.monotonic()` seconds
+        self._error: BaseException | None = None  # what the last attempt met
+        self._probing = False
+        self._next_probe = 0.0
+        self._waiters: deque[_Waiter] = deque()
+        self.outages = 0
+        self.refused = 0  # callers that were told at once, or waited in vain
+        self.held = 0  # callers that waited
+
+    @property
+    def away(self) -> bool:
+        """Whether the last attempt to connect failed."""
+        return self._since is not None
+
+    @property
+    def waiting(self) -> int:
+        """How many callers wait for the database now."""
+        return len(self._waiters)
+
+    def install(self, pool: Pool) -> None:
+        """Have `pool`, and the pools that `Engine.dispose` makes of it, open their connections by way of this."""
+        # SQLAlchemy has no public hook around the opening of a connection, only before and after it. A pool that is
+        # shared by two engines has one breaker.
+        if not hasattr(pool._creator, "breaker"):
+            pool._creator = self._around(pool._invoke_creator)
+
+    def _around(self, create: Callable[[ConnectionPoolEntry], Any]) -> Callable[..., Any]:
+        # The very signature by which SQLAlchemy knows a creator that wants its record.
+        def connect(connection_record: Any = None) -> Any:
+            return self.connect(lambda: create(connection_record))
+
+        connect.breaker = self  # type: ignore[attr-defined]
+        connect.__wrapped__ = create  # type: ignore[attr-defined]
+        return connect
+
+    def connect(self, create: Callable[[], Any]) -> Any:
+        """The connection that `create` opens, perhaps at a later attempt.
+
+        Raises:
+            DatabaseUnavailable: (an OperationalError) if the database is away, and this caller is not to try it, or
+                has waited for as long as `hold` allows.
+            Exception: what `create` raises.
+        """
+        patience: float | None = None  # seconds that are left to wait
+        again = False
+        while True:
+            if self._since is not None or self._waiters:
+                patience = self._patience() if patience is None else patience
+                patience = self._admit(patience, first=again)
+            try:
+                connection = create()
+            except Exception as error:
+                if failures.classify(error, connecting=True) is not Failure.UNAVAILABLE:
+                    self._reached()
+                    raise
+                self._failed(error)
+                patience = self._patience() if patience is None else patience
+                if patience <= 0 or not failures.may_pass(error):
+                    raise
+                again = True
+            except BaseException:
+                self._interrupted()
+                raise
+            else:
+                self._reached()
+                return connection
+
+    # What the callers meet
+
+    def _patience(self) -> float:
+        """For how many seconds this caller may wait, if it has to."""
+        request = current.get()
+        return self.config.hold - (0.0 if request is None else request.held)
+
+    def _admit(self, patience: float, *, first: bool) -> float:
+        """Return when the caller may try to connect; how much of its patience, in seconds, is left then.
+
+        `first`: it has tried already, so it goes to the front of the queue.
+        """
+        began = monotonic()
+        with self._lock:
+            if self._since is None and not self._waiters:
+                return patience
+            if not self._waiters and self._probe_is_due(began):
+                self._probing = True
+                return patience
+            # In an outage that is older than that, who has not begun to wait does not begin.
+            old = self._since is not None and began - self._since >= self.config.hold
+            waiter = None if patience <= 0 or (old and not first) else _Waiter()
+            if waiter is None:
+                if self._since is None:
+                    return patience  # it is back: who cannot wait for a turn need not
+                self.refused += 1
+            elif first:
+                self._waiters.appendleft(waiter)
+            else:
+                self.held += 1
+                self._waiters.append(waiter)
+        if waiter is None:
+            raise self._unavailable()
+        try:
+            self._wait(waiter, began + patience)
+        finally:
+            waited = monotonic() - began
+            request = current.get()
+            if request is not None:
+                request.held += waited
+        return patience - waited
+
+    def _wait(self, waiter: _Waiter, until: float) -> None:
+        """Return when it is the turn of `waiter`, or when `until` has come and the database is back.
+
+        Raises:
+            DatabaseUnavailable: if `until` has come and it is not.
+        """
+        while True:
+            with self._lock:
+                now = monotonic()
+                if waiter.go:
+                    return
+                is_first = self._waiters[0] is waiter
+                probe = is_first and self._probe_is_due(now)
+                if probe or now >= until:
+                    self._probing = self._probing or probe
+                    self._waiters.remove(waiter)
+                    self._wake_first()
+                    in_vain = not probe and self._since is not None
+                    self.refused += in_vain
+                    break
+                pause = until - now
+                if is_first and not self._probing and self._since is not None:
+                    pause = min(pause, max(0.0, self._next_probe - now))
+                waiter.wake.clear()
+            try:
+                waiter.wake.wait(pause)
+            except BaseException:
+                self._leave(waiter)
+                raise
+        if in_vain:
+            raise self._unavailable()
+
+    def _leave(self, waiter: _Waiter) -> None:
+        """An interrupt took `waiter` away: what it was given is for the next one."""
+        with self._lock:
+            if not waiter.go:
+                self._waiters.remove(waiter)
+                self._wake_first()
+        if waiter.go:
+            self._release(1)
+
+    def _probe_is_due(self, now: float) -> bool:
+        return self._since is not None and not self._probing and now >= self._next_probe
+
+    def _unavailable(self) -> DatabaseUnavailable:
+        since, error = self._since, self._error
+        unavailable = DatabaseUnavailable(None, None, error or ConnectionError("no connection could be opened"))
+        unavailable.add_detail(f"{self.name} has been away for {monotonic() - (since or monotonic()):.1f} s")
+        request = current.get()
+        if request is not None:  # it comes by no event
+            request.database_failed(Failure.UNAVAILABLE, committing=False)
+        return unavailable
+
+    # What the attempts tell
+
+    def _failed(self, error: Exception) -> None:
+        now = monotonic()
+        with self._lock:
+            news = self._since is None
+            if news:
+                self._since = now
+                self.outages += 1
+            self._probing = False
+            self._next_probe = now + self.config.retry_after * random.uniform(0.5, 1.5)
+            self._error = _without_frames(error)
+            self._wake_first()
+        if news:
+            logger.warning("%s: process %d: the database is away: %s", self.name, getpid(), error)
+
+    def _reached(self) -> None:
+        """The server was reached, though perhaps it did not like what it was asked for."""
+        if self._since is None and not self._waiters:
+            return
+        with self._lock:
+            since, self._since = self._since, None
+            self._probing = False
+            self._error = None
+            waiting = len(self._waiters)
+        if since is not None:
+            seconds = monotonic() - since
+            logger.warning(
+                "%s: process %d: the database is back after %.1f s, %d waiting", self.name, getpid(), seconds, waiting
+            )
+        self._release(2)
+
+    def _interrupted(self) -> None:
+        with self._lock:
+            self._probing = False
+            self._wake_first()
+            away = self._since is not None
+        if not away:
+            self._release(1)
+
+    def _release(self, count: int) -> None:
+        with self._lock:
+            for _ in range(min(count, len(self._waiters))):
+                waiter = self._waiters.popleft()
+                waiter.go = True
+                waiter.wake.set()
+
+    def _wake_first(self) -> None:
+        if self._waiters:
+            self._waiters[0].wake.set()
+
+
+def _without_frames(error: Exception) -> BaseException:
+    """One like `error`, without its traceback: that would keep what the caller's frames hold."""
+    try:
+        return type(error)(*error.args)
+    except Exception:  # a constructor of another shape
+        return ConnectionError(str(error))
