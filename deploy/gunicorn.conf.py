@@ -29,7 +29,9 @@ threads = 4
 preload_app = False
 
 # Seconds without a sign of life from a worker. A thread that waits for the database does not stop a gthread
-# worker's sign of life: it is no limit on a request or a query. statement_timeout in the database is one.
+# worker's sign of life: it is no limit on a request or a query. DBGuard(application, deadline=30) is one, and
+# statement_timeout in the database. The query of a worker that is aborted is stopped by the guard's
+# worker_abort.
 timeout = 60
 
 # Seconds that running requests get on SIGTERM and SIGHUP. Less than TimeoutStopSec= of the systemd unit,

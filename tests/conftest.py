@@ -11,12 +11,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from sqlalchemy import Engine, create_engine, text
 
 from wsgi_dbguard import guards, registry
 from wsgi_dbguard.lab.forking import run
 from wsgi_dbguard.lab.postgres import PostgreSQL, ServerMissing
+
+# No limits of time, which a busy machine exceeds, and the same examples in each run.
+hypothesis.settings.register_profile(
+    "steady", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +93,7 @@ def run_python() -> Callable[..., str]:
     def run(program: str, *arguments: str, **environment: str) -> str:
         command = [sys.executable, "-W", "error", "-c", program, *arguments]
         done = subprocess.run(
-            command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False
+            command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=180, check=False
         )
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""

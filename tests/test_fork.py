@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DRIVERS = ["psycopg2", "psycopg"]
 BACKEND = text("select pg_backend_pid()")
+EACH_DRIVER = pytest.mark.parametrize("driver", ["psycopg2", pytest.param("psycopg", marks=pytest.mark.slow)])
 SHARING = ["QueuePool", "StaticPool", "SingletonThreadPool", "AssertionPool"]
 
 
@@ -191,7 +192,7 @@ def urls(postgres: PostgreSQL) -> list[str]:
     return [postgres.url(driver) for driver in DRIVERS]
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
+@EACH_DRIVER
 def test_what_a_child_does_to_its_session_and_engine_is_its_own_affair(
     driver: str, postgres: PostgreSQL, scenario: Scenario
 ) -> None:
@@ -218,7 +219,7 @@ def test_whoever_holds_a_connection_of_the_parent_gets_one_of_the_childs(
     assert scenario(held_connections, urls=urls, late=late) == {"child": [], "parent": []}
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
+@EACH_DRIVER
 def test_a_child_shares_no_connection_whatever_the_pool(driver: str, postgres: PostgreSQL, scenario: Scenario) -> None:
     pools = [f"{name}{options}" for name in SHARING for options in ("", " with options")]
     assert scenario(every_pool, url=postgres.url(driver), guarded=False) == pools

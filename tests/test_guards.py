@@ -49,7 +49,7 @@ def test_guarded_twice_and_from_many_threads_a_checkout_is_checked_once(
     postgres: PostgreSQL, driver: str, make_engine: MakeEngine, fill: Fill
 ) -> None:
     engine = make_engine(postgres.url(driver))
-    together = threading.Barrier(16, timeout=30.0)
+    together = threading.Barrier(16, timeout=60.0)
 
     def work(_: int) -> Any:
         together.wait()

@@ -40,7 +40,7 @@ def pid_of(engine: Engine) -> int:
 
 
 def retired(pool_guard: PoolGuard, count: int) -> None:
-    wait_until(lambda: pool_guard.stats()["retired"] == count, timeout=20.0, what=f"the end of {count} connections")
+    wait_until(lambda: pool_guard.stats()["retired"] == count, timeout=60.0, what=f"the end of {count} connections")
 
 
 @pytest.mark.parametrize("settings", [{"idle_timeout": 0.2}, {"max_lifetime": 0.2}])
@@ -58,7 +58,7 @@ def test_in_an_idle_process_all_connections_are_closed_in_time(
     pool_guard = guard(engine, **settings)
     pids = fill(engine, 4)
     retired(pool_guard, 4)
-    wait_until(lambda: not set(pids) & set(postgres.backends()), timeout=10.0, what="the end of the backends")
+    wait_until(lambda: not set(pids) & set(postgres.backends()), timeout=60.0, what="the end of the backends")
     stats = pool_guard.stats()
     assert (stats["connections"], stats["idle"], stats["connects"]) == (0, 0, 4)
     assert not set(fill(engine, 4)) & set(pids)
@@ -74,7 +74,7 @@ def test_connections_are_closed_with_a_goodbye(postgres: PostgreSQL, driver: str
         pid_of(engine)
         retired(pool_guard, 1)
         (connection,) = proxy.history
-        wait_until(lambda: connection.closed, timeout=10.0, what="the end of the connection")
+        wait_until(lambda: connection.closed, timeout=60.0, what="the end of the connection")
         assert connection.sent.endswith(b"X\0\0\0\x04")  # the protocol's Terminate
 
 
@@ -82,12 +82,15 @@ def test_connections_condemned_or_dead_are_closed_too_when_their_time_is_up(
     postgres: PostgreSQL, driver: str, make_engine: MakeEngine, fill: Fill
 ) -> None:
     engine = make_engine(postgres.url(driver))
-    pool_guard = guard(engine, idle_timeout=0.5)
+    pool_guard = guard(engine, idle_timeout=600.0)
     pids = fill(engine, 4)
     postgres.terminate(pids[0], pids[1])
     pid_of(engine)  # finds the first one dead
+    pool_guard.configure(GuardConfig(idle_timeout=0.1))
+    time.sleep(0.2)
+    pool_guard.sweep()
     retired(pool_guard, 4)
-    wait_until(lambda: not set(pids) & set(postgres.backends()), timeout=10.0, what="the end of the backends")
+    wait_until(lambda: not set(pids) & set(postgres.backends()), timeout=60.0, what="the end of the backends")
     assert pool_guard.stats()["connections"] == 0
     assert pool_guard.stats()["replaced"] == {"dead": 1}
 
@@ -113,7 +116,7 @@ def test_connections_opened_before_the_guard_are_closed_once_they_were_used(
 ) -> None:
     engine = make_engine(postgres.url(driver))
     pid = pid_of(engine)
-    pool_guard = guard(engine, idle_timeout=5.0)
+    pool_guard = guard(engine, idle_timeout=600.0)
     assert pid_of(engine) == pid
     pool_guard.configure(GuardConfig(idle_timeout=0.05))
     time.sleep(0.1)
@@ -134,7 +137,7 @@ slow.connect().close()
 time.sleep(0.2)  # the thread pauses by now, for half a minute
 quick_guard = guard(quick, idle_timeout=0.1)
 quick.connect().close()
-end = time.monotonic() + 20.0
+end = time.monotonic() + 60.0
 while not quick_guard.stats()["retired"] and time.monotonic() < end:
     time.sleep(0.01)
 print(quick_guard.stats()["retired"])
@@ -144,37 +147,37 @@ quick.dispose()
     assert run_python(program, postgres.url(driver)) == "1\n"
 
 
-def test_one_thread_serves_all_engines_and_ends_after_the_last_one(run_python: Callable[..., str]) -> None:
+def test_one_thread_serves_all_engines_and_ends_after_the_last_one(
+    postgres: PostgreSQL, run_python: Callable[..., str]
+) -> None:
     program = """
-import gc, threading, time
+import gc, sys, threading, time
 from sqlalchemy import create_engine
 from wsgi_dbguard import guard
-from wsgi_dbguard.lab.postgres import PostgreSQL
 
 def housekeepers():
     return [each for each in threading.enumerate() if each.name == "wsgi_dbguard.housekeeping"]
 
-with PostgreSQL() as server:
-    none = create_engine(server.url())
-    guard(none, idle_timeout=None, max_lifetime=None)
-    none.connect().close()
-    print(len(housekeepers()))
-    engines = [create_engine(server.url()) for _ in range(3)]
-    for engine in engines:
-        guard(engine, idle_timeout=1.0)
-        engine.connect().close()
-    print(len(housekeepers()), housekeepers()[0].daemon)
-    for engine in engines:
-        engine.dispose()
-    none.dispose()
-    del engine, engines, none
-    end = time.monotonic() + 20.0
-    while housekeepers() and time.monotonic() < end:
-        gc.collect()
-        time.sleep(0.05)
-    print(len(housekeepers()))
+none = create_engine(sys.argv[1])
+guard(none, idle_timeout=None, max_lifetime=None)
+none.connect().close()
+print(len(housekeepers()))
+engines = [create_engine(sys.argv[1]) for _ in range(3)]
+for engine in engines:
+    guard(engine, idle_timeout=1.0)
+    engine.connect().close()
+print(len(housekeepers()), housekeepers()[0].daemon)
+for engine in engines:
+    engine.dispose()
+none.dispose()
+del engine, engines, none
+end = time.monotonic() + 60.0
+while housekeepers() and time.monotonic() < end:
+    gc.collect()
+    time.sleep(0.05)
+print(len(housekeepers()))
 """
-    assert run_python(program) == "0\n1 True\n0\n"
+    assert run_python(program, postgres.url()) == "0\n1 True\n0\n"
 
 
 def test_under_gevent_patched_after_the_import_the_event_loop_goes_on(
@@ -190,7 +193,7 @@ from sqlalchemy import create_engine
 engine = create_engine({postgres.url("psycopg2")!r})
 pool_guard = guard(engine, idle_timeout=0.2)
 engine.connect().close()
-for _ in range(500):
+for _ in range(5000):
     gevent.sleep(0.01)
     if pool_guard.stats()["retired"]:
         break
@@ -257,8 +260,9 @@ def test_a_connection_on_its_way_to_its_first_checkout_is_not_idle(
         time.sleep(0.005)
         pool_guard.sweep()
 
-    assert pid_of(engine)
-    assert pool_guard.stats()["retired"] == 0
+    with engine.connect() as connection:  # once it is back, its time is up
+        assert connection.scalar(PID)
+        assert pool_guard.stats()["retired"] == 0
 
 
 def test_a_checkout_that_is_a_moment_earlier_keeps_its_connection(
@@ -273,9 +277,11 @@ def test_a_checkout_that_is_a_moment_earlier_keeps_its_connection(
         time.sleep(0.005)
         pool_guard.sweep()
 
-    for _ in range(20):
+    for _ in range(19):
         pid_of(engine)
-    assert pool_guard.stats()["retired"] + sum(pool_guard.stats()["replaced"].values()) == 19
+    with engine.connect():  # once it is back, its time is up as well
+        stats = pool_guard.stats()
+        assert stats["retired"] + sum(stats["replaced"].values()) == 19
 
 
 def test_a_connection_that_is_taken_between_housekeepings_look_and_its_grip_is_left_alone(
@@ -414,4 +420,4 @@ def test_housekeeping_and_checkouts_at_full_speed_never_meet(
         closed = stats["retired"] + sum(stats["replaced"].values())
         assert stats["connects"] == closed + stats["connections"]
     engine.dispose()
-    wait_until(lambda: pool_guard.stats()["connections"] == 0, timeout=10.0, what="the end")
+    wait_until(lambda: pool_guard.stats()["connections"] == 0, timeout=60.0, what="the end")

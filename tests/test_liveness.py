@@ -41,8 +41,8 @@ def victim() -> Iterator[PostgreSQL]:
         yield server
 
 
-def threads() -> int:
-    return len(os.listdir("/proc/self/task"))
+def threads() -> set[str]:
+    return set(os.listdir("/proc/self/task"))
 
 
 def pinged(connection: PoolProxiedConnection, engine: Engine, timeout: float) -> bool:
@@ -51,7 +51,7 @@ def pinged(connection: PoolProxiedConnection, engine: Engine, timeout: float) ->
 
 def readable(connection: PoolProxiedConnection) -> None:
     fd = connection.info[KEY].fd
-    assert select.select([fd], [], [], 10.0)[0]
+    assert select.select([fd], [], [], 60.0)[0]
 
 
 def test_a_healthy_connection_answers_and_stays_as_it_was(
@@ -59,7 +59,7 @@ def test_a_healthy_connection_answers_and_stays_as_it_was(
 ) -> None:
     engine = make_engine(postgres.url(driver))
     with contextlib.closing(engine.raw_connection()) as connection:
-        assert all(pinged(connection, engine, 5.0) for _ in range(20))
+        assert all(pinged(connection, engine, 60.0) for _ in range(20))
         assert connection.dbapi_connection.info.transaction_status == IDLE  # type: ignore[union-attr]
         connection.cursor().execute("select 1")
 
@@ -74,7 +74,7 @@ def test_a_notification_that_waits_is_read_by_the_ping(
         for _ in range(3):
             postgres.query("notify liveness")
             readable(connection)
-            assert pinged(connection, engine, 5.0)
+            assert pinged(connection, engine, 60.0)
             assert sockets.watch(connection.info[KEY].fd)(0) == []
 
 
@@ -93,12 +93,12 @@ def test_behind_a_network_that_swallows_everything_a_ping_ends_in_time(
 ) -> None:
     engine = make_engine(postgres.url_through(proxy.host, proxy.port, driver))
     with contextlib.closing(engine.raw_connection()) as connection:
-        assert pinged(connection, engine, 5.0)
+        assert pinged(connection, engine, 60.0)
         proxy.blackhole()
         before, start = threads(), time.monotonic()
         assert not pinged(connection, engine, 0.3)
         assert 0.3 <= time.monotonic() - start < 30.0  # without a deadline it would wait for ever
-        wait_until(lambda: threads() <= before, timeout=10.0, what="the end of the watchdog's thread")
+        wait_until(lambda: threads() <= before, timeout=60.0, what="the end of the watchdog's thread")
         connection.invalidate()
 
 
@@ -120,7 +120,7 @@ def test_on_a_server_that_stands_still_a_ping_ends_in_time(
 def test_a_late_answer_is_a_no(proxy: FaultProxy, postgres: PostgreSQL, driver: str, make_engine: MakeEngine) -> None:
     engine = make_engine(postgres.url_through(proxy.host, proxy.port, driver))
     with contextlib.closing(engine.raw_connection()) as connection:
-        proxy.delay(0.5)
+        proxy.delay(30.0)
         assert not pinged(connection, engine, 0.2)
         connection.invalidate()
         proxy.delay(0.0)
@@ -139,7 +139,7 @@ def test_pings_of_many_threads_end_each_in_its_own_time(
 
         def timed(number: int) -> float:
             timeout = 0.2 + 0.05 * number
-            together.wait(10.0)
+            together.wait(60.0)
             start = time.monotonic()
             assert not pinged(connections[number], engine, timeout)
             return time.monotonic() - start - timeout
@@ -148,7 +148,7 @@ def test_pings_of_many_threads_end_each_in_its_own_time(
             late = list(pool.map(timed, range(count)))
         assert min(late) >= 0
         assert max(late) < 30.0
-        wait_until(lambda: threads() <= before, timeout=10.0, what="the end of the watchdog's thread")
+        wait_until(lambda: threads() <= before, timeout=60.0, what="the end of the watchdog's thread")
         for connection in connections:
             connection.invalidate()
 
@@ -184,7 +184,7 @@ def test_a_checkout_is_bounded_by_the_ping_timeout(
         for _ in range(5):
             engine.raw_connection().close()
         assert 0.3 <= time.monotonic() - start < 30.0
-        wait_until(lambda: threads() <= before, timeout=10.0, what="the end of the watchdog's thread")
+        wait_until(lambda: threads() <= before, timeout=60.0, what="the end of the watchdog's thread")
         assert pool_guard.stats()["replaced"] == {"ping": 1, "condemned": 4}
         assert pool_guard.stats()["invalidations"] == 1
 
@@ -236,9 +236,9 @@ def test_an_interrupt_passes_through_and_the_connection_is_not_cut_later(interru
     with ours, other:
         connection, link = linked(ours)
         with pytest.raises(interrupt):
-            ping(Dialect(do_ping), connection, link, 0.05)  # type: ignore[arg-type]
-        with Deadline(0.1, lambda: None) as later:
-            wait_until(lambda: later.expired, timeout=10.0, what="a later deadline")
+            ping(Dialect(do_ping), connection, link, 0.5)  # type: ignore[arg-type]
+        with Deadline(0.6, lambda: None) as later:
+            wait_until(lambda: later.expired, timeout=60.0, what="a later deadline")
         ours.sendall(b"untouched")
         assert other.recv(100) == b"untouched"
 

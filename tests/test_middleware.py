@@ -227,7 +227,7 @@ def test_what_is_put_around_a_file_is_no_file(wrapper: Callable[..., Any]) -> No
 def python(code: str) -> str:
     """The output of a Python of its own, where `code` may guard all engines, or fork."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

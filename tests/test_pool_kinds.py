@@ -71,7 +71,7 @@ def test_each_thread_of_a_singleton_thread_pool_gets_a_live_connection(
 ) -> None:
     engine = make_engine(postgres.url(driver), poolclass=SingletonThreadPool)
     pool_guard = guard(engine)
-    together = threading.Barrier(4, timeout=30.0)
+    together = threading.Barrier(4, timeout=60.0)
 
     def work(number: int) -> bool:
         pid = pid_of(engine)
@@ -359,4 +359,4 @@ def test_engines_that_nobody_needs_any_more_are_collected_and_their_guards_with_
         return all(reference() is None for reference in references)
 
     # Not while housekeeping looks through it.
-    wait_until(collected, timeout=10.0, what="the end of engine and guard")
+    wait_until(collected, timeout=60.0, what="the end of engine and guard")

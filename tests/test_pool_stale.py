@@ -41,7 +41,7 @@ def serially(engine: Engine) -> list[DBAPIError]:
 
 def at_once(engine: Engine) -> list[DBAPIError]:
     """The same, from as many threads at once, each with a connection of its own."""
-    together = threading.Barrier(COUNT, timeout=30.0)
+    together = threading.Barrier(COUNT, timeout=60.0)
 
     def ask(_: int) -> DBAPIError | None:
         try:

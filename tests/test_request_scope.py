@@ -195,7 +195,7 @@ def test_an_environ_that_is_sent_again_from_outside_is_a_new_request() -> None:
 
 
 def test_threads_see_their_own_requests() -> None:
-    meet = threading.Barrier(4, timeout=30)
+    meet = threading.Barrier(4, timeout=60)
     wrong: list[object] = []
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -306,5 +306,5 @@ jobs = [gevent.spawn(serve, n) for n in range(10)]
 gevent.joinall(jobs, raise_error=True)
 print(sum(job.value for job in jobs) > 0, guard.stats()["requests"])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=False)
     assert (done.stdout, done.stderr) == ("True 10\n", "")

@@ -210,7 +210,7 @@ def meet(engine: Engine, session: Session, **settings: Any) -> list[Warning]:
     def slow() -> None:
         session.scalar(text("select 1"))
         used.set()
-        assert done.wait(20)
+        assert done.wait(60)
 
     def run() -> None:
         try:
@@ -221,7 +221,7 @@ def meet(engine: Engine, session: Session, **settings: Any) -> list[Warning]:
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert used.wait(20)
+    assert used.wait(60)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         call(DBGuard(does(lambda: insert(session)), engine, **settings), "/quick")
@@ -308,14 +308,14 @@ def test_a_thread_of_the_application_that_outlives_the_request_keeps_its_transac
         session.add(Note(id=77, name="of a thread"))
         session.flush()
         flushed.set()
-        assert ended.wait(10)
+        assert ended.wait(60)
         session.commit()
 
     def view() -> str:
         thread = threading.Thread(target=copy_context().run, args=(job, Session(engine)))
         thread.start()
         threads.append(thread)
-        assert flushed.wait(10)
+        assert flushed.wait(60)
         return "started"
 
     client = Client(DBGuard(does(view), engine))

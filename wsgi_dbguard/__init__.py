@@ -10,7 +10,15 @@ See `DBGuard` (requests), `guard` (one engine, outside WSGI), `after_fork` (serv
 """
 
 from .config import GuardConfig
-from .errors import DatabaseUnavailable, ForkWarning, LeakWarning, SettingError, SharedSessionWarning
+from .errors import (
+    DatabaseUnavailable,
+    DeadlineExceeded,
+    ForkWarning,
+    LeakWarning,
+    OutcomeUnknown,
+    SettingError,
+    SharedSessionWarning,
+)
 from .fork import after_fork
 from .guards import guard
 from .middleware import DBGuard
@@ -20,9 +28,11 @@ from .replay import replayable
 __all__ = [
     "DBGuard",
     "DatabaseUnavailable",
+    "DeadlineExceeded",
     "ForkWarning",
     "GuardConfig",
     "LeakWarning",
+    "OutcomeUnknown",
     "PoolGuard",
     "SettingError",
     "SharedSessionWarning",

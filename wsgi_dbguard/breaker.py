@@ -1,9 +1,9 @@
 """Is the database away? A circuit breaker around the opening of connections: asked once, not by everybody.
 
 When a connection cannot be opened because the server is down, starting, full or refuses us (`Failure.UNAVAILABLE`), it
-is away. From then on one caller in each process tries again now and then (a probe, every `retry_after` seconds with
-jitter); all the others are told at once (`DatabaseUnavailable`), or wait for it where `hold` says so. Connections that
-are in the pool are not concerned.
+is away. From then on one caller in each process tries again now and then (a probe; see `_pause`); all the others are
+told at once (`DatabaseUnavailable`), or wait for it where `hold` says so. Connections that are in the pool are not
+concerned.
 
 Waiting is for outages that are over soon: a restart, a failover. Who comes while the outage is younger than `hold`
 waits for at most `hold` seconds, in the order of coming; in an older one nobody begins to wait any more, so that an
@@ -64,6 +64,7 @@ class Breaker:
         self._error: BaseException | None = None  # what the last attempt met
         self._probing = False
         self._next_probe = 0.0
+        self._failures = 0  # in a row
         self._waiters: deque[_Waiter] = deque()
         self.outages = 0
         self.refused = 0  # callers that were told at once, or waited in vain
@@ -232,11 +233,19 @@ class Breaker:
                 self._since = now
                 self.outages += 1
             self._probing = False
-            self._next_probe = now + self.config.retry_after * random.uniform(0.5, 1.5)
+            self._next_probe = now + self._pause()
             self._error = _without_frames(error)
             self._wake_first()
         if news:
             logger.warning("%s: process %d: the database is away: %s", self.name, getpid(), error)
+
+    def _pause(self) -> float:
+        """Seconds until the next probe: an eighth of `retry_after` at first, as a restart may be over by then, and
+        twice as much after each failure up to `retry_after` itself; half of it more or less by chance, so that the
+        processes do not probe in step. Of thirty seconds that makes some 18 probes with the default."""
+        factor = min(1.0, 2.0**self._failures / 8)
+        self._failures += 1
+        return self.config.retry_after * factor * random.uniform(0.5, 1.5)
 
     def _reached(self) -> None:
         """The server was reached, though perhaps it did not like what it was asked for."""
@@ -245,6 +254,7 @@ class Breaker:
         with self._lock:
             since, self._since = self._since, None
             self._probing = False
+            self._failures = 0
             self._error = None
             waiting = len(self._waiters)
         if since is not None:

@@ -34,6 +34,7 @@ POOL_SETTINGS = (
     "evict_readonly",
     "hold",
     "retry_after",
+    "settle",
 )
 _LONGEST = 100 * 365 * 86400.0  # a hundred years, in seconds: within what threads' locks and floats can tell
 
@@ -76,6 +77,14 @@ def _switch(value: object) -> bool:
     if isinstance(value, bool):
         return value
     raise SettingError("true or false")
+
+
+def _statuses(value: object) -> bool | str:
+    if isinstance(value, bool):
+        return value
+    if value == "conflicts":
+        return "conflicts"
+    raise SettingError("true, false or conflicts")
 
 
 def _keepalive(value: object) -> tuple[int, int, int] | None:
@@ -155,7 +164,18 @@ class GuardConfig:
         "the longest a request may spend in the database: a query still running then is cancelled on the server; "
         "none = no limit",
     )
-    statuses: bool = _setting(True, _switch, "turn an unsent 500 that the database caused into 503 or 409")
+    settle: bool = _setting(
+        False,
+        _switch,
+        "ask PostgreSQL for the transaction's id before each COMMIT (one round trip), so that one whose reply was lost "
+        "is known to have been carried out or not",
+    )
+    statuses: bool | str = _setting(
+        True,
+        _statuses,
+        "turn an unsent 500 that the database caused into 503 or 409; conflicts = the same, and into 409 one of a "
+        "serialization failure or a deadlock too",
+    )
     leaks: str = _setting(
         "heal",
         _one_of("off", "warn", "heal", "raise"),
@@ -222,7 +242,7 @@ def parse(name: str, text: str, *, source: str) -> Any:
     except ValueError:
         value = word
     try:
-        return check(_SWITCHES.get(word, value) if check is _switch else value)
+        return check(_SWITCHES.get(word, value) if check in (_switch, _statuses) else value)
     except SettingError as bound:
         raise SettingError(f"{source}={text!r}: must be {bound}") from None
 

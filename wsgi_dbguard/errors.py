@@ -8,12 +8,30 @@ working. Warnings are categories of their own, so that each can be filtered, or 
 
 from sqlalchemy.exc import OperationalError
 
-__all__ = ["DatabaseUnavailable", "ForkWarning", "LeakWarning", "SettingError", "SharedSessionWarning"]
+__all__ = [
+    "DatabaseUnavailable",
+    "DeadlineExceeded",
+    "ForkWarning",
+    "LeakWarning",
+    "OutcomeUnknown",
+    "SettingError",
+    "SharedSessionWarning",
+]
 
 
 class DatabaseUnavailable(OperationalError):
     """The database is away, and was not asked. ``orig`` is an error like the one that the last attempt met."""
 
+
+class DeadlineExceeded(OperationalError):
+    """The request has spent its time in the database (setting ``deadline``), so the statement was not sent.
+
+    Also where a server ends a cancelled statement without an error (MySQL's SLEEP): what it returned is not to be used.
+    """
+
+
+class OutcomeUnknown(OperationalError):
+    """The connection was lost during a COMMIT, in a request: what was to be committed may have been saved or not."""
 
 
 class LeakWarning(RuntimeWarning):

@@ -16,12 +16,10 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import exc
-from sqlalchemy.orm.exc import StaleDataError
-
-from . import answers, failures, sessions
+from . import answers, frameworks, leaks, sessions
 from .answers import Problem
 from .body import END, Body, FileWrapper, SizedBody
+from .causes import failure_behind
 from .config import GuardConfig
 from .failures import Failure
 from .replay import Budget, RecordedInput, leaves_writes, reason_against
@@ -36,10 +34,11 @@ logger = logging.getLogger(__name__)
 
 REQUEST = "wsgi_dbguard.request"
 ATTEMPT = "wsgi_dbguard.attempt"
+REPLAYABLE = "wsgi_dbguard.replayable"
 FILE_WRAPPER = "wsgi.file_wrapper"
 _COMPLETE = frozenset({list, tuple, bytes})
-_AWAY = frozenset({Failure.DISCONNECT, Failure.UNAVAILABLE, Failure.READ_ONLY})
-_OF_THE_STATEMENT = (exc.IntegrityError, exc.DataError, exc.ProgrammingError, exc.NotSupportedError)
+_AWAY = frozenset({Failure.DISCONNECT, Failure.UNAVAILABLE, Failure.READ_ONLY, Failure.DEADLINE})
+_CONFLICTS = frozenset({Failure.SERIALIZATION, Failure.DEADLOCK})
 _AGAIN = object()  # a verdict: run the application once more
 
 
@@ -90,6 +89,8 @@ class Exchange:
                 environ["wsgi.input"], self._config.replay_body, int(length) if length.isdecimal() else None
             )
         request = self.request = environ[REQUEST] = Request(environ, current.get())
+        leaks.observe(request, self._config)
+        request.limit = self._config.deadline
         environ[ATTEMPT] = 1
         pristine, context = dict(environ), copy_context()
         outcome = self._attempt(environ, None)
@@ -188,8 +189,7 @@ class Exchange:
         request = self.request
         if self._sent:
             return None
-        cause = _database_error(error)
-        failure = request.database_failure = self._failure(error, cause)
+        failure = request.database_failure = self._failure(error)
         closed = False
         if failure is not None and self._may_run_again(environ):
             # What runs at its close belongs to this attempt, and may commit. Then the sessions.
@@ -202,14 +202,8 @@ class Exchange:
         problem = None
         if closed and error is None:  # the application's own response cannot be sent any more
             problem = answers.OUTCOME_UNKNOWN
-        elif not self._config.statuses:
-            pass
-        elif isinstance(cause, StaleDataError):
-            problem = answers.CONFLICT
-        elif request.in_doubt or (failure in _AWAY and self._may_have_saved()):
-            problem = answers.OUTCOME_UNKNOWN
-        elif failure in _AWAY:
-            problem = answers.UNAVAILABLE
+        elif self._config.statuses:
+            problem = self._problem(failure)
         if problem is not None:
             logger.error("%r failed (%s), answered with %s", request, failure, problem.type, exc_info=error)
             if not closed:
@@ -217,26 +211,31 @@ class Exchange:
             self._end_quietly()
         return problem
 
-    def _failure(self, error: Exception | None, cause: BaseException | None) -> Failure | None:
-        """How the database failed the request, if it did: `error` was raised, `cause` is the database's part in it."""
-        known = self.request.database_failure
-        if error is None:  # its framework made a response of it: the events tell
-            return known
-        if cause is None:  # whatever the database did before, this is something else
-            return None
-        if isinstance(cause, exc.TimeoutError):  # the pool's, which no event tells
-            return Failure.UNAVAILABLE
-        if isinstance(cause, exc.DBAPIError):
-            told = failures.classify(cause)
-            if told is Failure.OTHER:
-                return None if isinstance(cause, _OF_THE_STATEMENT) else known
-            return known or told  # of an engine that is not guarded
-        return known  # such as PendingRollbackError: it says that something failed before
+    def _failure(self, error: Exception | None) -> Failure | None:
+        """How the database failed the request, if it did: `error` was raised, or a framework made a response of it."""
+        request = self.request
+        if error is not None:
+            return failure_behind(error, request.database_failure)
+        if request.told:
+            return request.blamed
+        frameworks.connect()  # for the next time, see there
+        return request.database_failure
+
+    def _problem(self, failure: Failure | None) -> Problem | None:
+        """What the client is told of `failure`; None: nothing but what the application says."""
+        if self.request.in_doubt or (failure in _AWAY and self._may_have_saved()):
+            return answers.OUTCOME_UNKNOWN
+        if failure in _AWAY:
+            return answers.UNAVAILABLE
+        if failure is Failure.STALE or (failure in _CONFLICTS and self._config.statuses == "conflicts"):
+            return answers.CONFLICT
+        return None
 
     def _may_have_saved(self) -> bool:
         return self.request.commits > 0 or (self.request.unseen > 0 and not self.request.safe)
 
     def _may_run_again(self, environ: WSGIEnvironment) -> bool:
+        self.request.replayable |= environ.get(REPLAYABLE) is True
         reason = reason_against(self.request, self._config.replay)
         if reason is None and self._input is not None and not self._input.rewindable:
             reason = "its body is larger than replay_body, or was read past wsgi.input"
@@ -302,15 +301,4 @@ class Exchange:
     def _end(self) -> None:
         if self.request.ended is None:
             self.request.end()
-            sessions.release(self.request, self._config.leaks)
-
-
-def _database_error(error: BaseException | None) -> BaseException | None:
-    """The first error of SQLAlchemy's in the chain of `error`: an application may have put its own around it."""
-    for _ in range(100):
-        if error is None or isinstance(error, exc.SQLAlchemyError):
-            break
-        error = error.__cause__ or error.__context__
-    else:
-        return None
-    return error
+            leaks.settle(self.request, self._config.leaks)

@@ -33,6 +33,8 @@ class Failure(StrEnum):
     SERIALIZATION = "serialization"  # the transaction lost against another one: it may be tried again as a whole
     DEADLOCK = "deadlock"  # likewise
     LOCK_TIMEOUT = "lock-timeout"  # waited too long for a lock
+    DEADLINE = "deadline"  # the request has spent its time in the database (setting `deadline`, no code tells it)
+    STALE = "stale"  # the ORM's: a row was changed or deleted since it was read (StaleDataError, no code tells it)
     IN_DOUBT = "in-doubt"  # the transaction may have been committed or not
     OTHER = "other"  # the statement's own fault: integrity, data, syntax
 

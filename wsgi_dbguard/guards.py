@@ -23,6 +23,7 @@ from . import fork, registry
 from .config import GuardConfig
 from .errors import SettingError
 from .pool import PoolGuard
+from .settle import settle
 
 __all__ = ["configuration", "guard", "guard_all", "guards"]
 
@@ -75,6 +76,8 @@ def _guard(engine: Engine, config: GuardConfig, *, explicit: bool, changed: bool
                 raise SettingError(f"{known.name} is guarded with other settings already: {known.config}")
             known.configure(config)
             known.explicit = True
+    if known.config.settle:
+        settle(engine, known.config)
     return known
 
 

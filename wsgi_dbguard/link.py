@@ -8,7 +8,6 @@ its pool entry weakly: knowing a connection must not keep it open.
 from __future__ import annotations
 
 import os
-import sys
 import time
 import weakref
 from collections.abc import Callable
@@ -17,30 +16,27 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import exc
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
-from . import sockets
+from . import sockets, stacks
 
 if TYPE_CHECKING:
-    from .pool import PoolGuard
+    from sqlalchemy.orm import Session
 
-__all__ = ["KEY", "SUSPECT", "Link", "Retired"]
+    from .deadline import Running
+    from .pool import PoolGuard
+    from .request import Owner
+
+__all__ = ["KEY", "SUSPECT", "UNKNOWN", "Link", "Retired"]
 
 KEY = "wsgi_dbguard"  # in ConnectionPoolEntry.info
 SUSPECT = "suspect"  # it may lead to a server that has become read-only
-_OURS = (__package__, "sqlalchemy", "flask_sqlalchemy", "contextlib", "threading")
-
-
-def _caller() -> str:
-    """The innermost line of code outside SQLAlchemy and this package, as ``file:line in function``."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None:
-        module = frame.f_globals.get("__name__", "").partition(".")[0]
-        if module not in _OURS:
-            break
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}"
+UNKNOWN = object()
 
 
 def _nothing() -> None:
+    return None
+
+
+def _nothing_of(connection: Any) -> None:
     return None
 
 
@@ -61,26 +57,51 @@ def _in_memory(connection: Any) -> bool:
         return False
 
 
+def _server_id(connection: Any) -> int | None:
+    """The number by which MySQL or MariaDB knows this connection, as its driver was told at the beginning."""
+    for name in ("thread_id", "connection_id"):
+        found = getattr(connection, name, None)
+        if found is not None:
+            try:
+                return int(found() if callable(found) else found)
+            except Exception:  # in use by another thread
+                return None
+    return None
+
+
 class Link:
     """One DBAPI connection of a pool, from `connect` to `close`. Times are `time.monotonic()` seconds."""
 
     __slots__ = (
         "__weakref__",
+        "baseline",
         "born",
+        "changed",
         "connection",
         "doomed",
         "entry",
         "expires",
         "fd",
+        "flags",
         "guard",
         "identity",
         "in_memory",
+        "lent",
+        "local",
         "opened_at",
+        "owner",
+        "peer",
+        "pending",
         "pid",
         "poll",
+        "running",
+        "server_id",
+        "session",
+        "taken_at",
         "used",
         "users",
         "uses",
+        "values",
     )
 
     def __init__(
@@ -95,8 +116,14 @@ class Link:
         self.pid = os.getpid()  # of the process that opened it
         self.fd = sockets.fileno(connection)
         self.identity = None if self.fd is None else sockets.identity(self.fd)
+        # Now: on a socket that was cut or closed there is nothing left to ask, and mysqlclient answers no other thread
+        # while a query runs.
+        self.server_id = _server_id(connection)
+        self.local: Any
+        self.peer: Any
+        self.local, self.peer = (None, None) if self.fd is None else sockets.ends(self.fd)
         self.in_memory = self.fd is None and _in_memory(connection)
-        self.opened_at = opened_at or _caller()
+        self.opened_at = opened_at or stacks.render(stacks.place())
         self.entry: Callable[[], ConnectionPoolEntry | None]  # None once it was collected, or for one without a pool
         self.entry = _nothing if entry is None else weakref.ref(entry)
         self.connection: Callable[[], Any]  # the DBAPI connection, None once it was collected
@@ -113,12 +140,30 @@ class Link:
         self.doomed: str | None = None  # why it is not to be handed out again; or SUSPECT
         self.used = self.born  # the last checkout
         self.uses = 0  # checkouts
+        self.running: Running | None = None  # the statement of a request whose time in the database is limited
         # At this moment or before, where one connection has several (StaticPool).
         self.users: weakref.WeakSet[PoolProxiedConnection] = weakref.WeakSet()
+        # Of the last checkout, see `leaks`:
+        self.owner: Owner | None = None  # the request that took it
+        self.lent = False  # in a thread of the application's own
+        self.taken_at: stacks.Trace | None = None
+        self.session: weakref.ref[Session] | None = None  # that had it last
+        # What a request may change and leave, see `flags` and `state`:
+        self.flags: Callable[[Any], object] = _nothing_of
+        self.baseline: object = UNKNOWN  # its flags at the first checkout
+        self.values: dict[str, Any] = {}  # of variables, at the first checkout
+        self.pending: dict[str, bool] = {}  # changed, or put right again, in a transaction that has not ended
+        self.changed: set[str] | None = None  # since the checkout before; not None: worth a closer look
 
     def _by_entry(self) -> Any:
         entry = self.entry()
         return None if entry is None else entry.dbapi_connection
+
+    def cut(self) -> None:
+        """Shut the connection down, for whoever is blocked in it; nothing where its descriptor is another's by now."""
+        # A driver that has just met an error has closed the descriptor.
+        if self.fd is not None and sockets.identity(self.fd) == self.identity:
+            sockets.cut(self.fd)
 
     @property
     def in_use(self) -> bool:

@@ -13,7 +13,6 @@ from typing import Any
 
 from sqlalchemy.engine.interfaces import Dialect
 
-from . import sockets
 from .link import Link
 from .watchdog import Deadline
 
@@ -28,7 +27,7 @@ def ping(dialect: Dialect, connection: Any, link: Link, timeout: float) -> bool:
     A connection on which even that fails is of no use to anybody, whatever the error says, so there is no error to
     raise. An interrupt (KeyboardInterrupt, a greenlet's timeout) is the caller's and passes through.
     """
-    deadline = Deadline(timeout, lambda: _cut(link))
+    deadline = Deadline(timeout, link.cut)
     try:
         with deadline:
             alive = bool(dialect.do_ping(connection))
@@ -54,7 +53,7 @@ def read_only(dialect: Dialect, connection: Any, link: Link, timeout: float) -> 
     question = _READ_ONLY.get(dialect.name)
     if question is None:
         return False
-    deadline = Deadline(timeout, lambda: _cut(link))
+    deadline = Deadline(timeout, link.cut)
     try:
         with deadline:
             cursor = connection.cursor()
@@ -66,9 +65,3 @@ def read_only(dialect: Dialect, connection: Any, link: Link, timeout: float) -> 
         logger.debug("could not ask whether the server is read-only: %s", error)
         return False
     return bool(row[0])
-
-
-def _cut(link: Link) -> None:
-    # A driver that has just met an error has closed the descriptor, and its number may be another connection's by now.
-    if link.fd is not None and sockets.identity(link.fd) == link.identity:
-        sockets.cut(link.fd)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
-from . import fork, registry, sessions, transactions
+from . import deadline, fork, frameworks, registry, sessions, transactions
 from .config import GuardConfig
 from .exchange import REQUEST, Exchange
 from .guards import configuration, guard, guard_all, guards
@@ -70,11 +70,18 @@ class DBGuard:
         self._pools = [guard(engine, config=chosen) for engine in engines]
         if not engines:
             guard_all(self.config)
-        if self.config.replay != "off" or self.config.statuses:
+        if self.config.replay != "off" or self.config.statuses or self.config.leaks in ("heal", "raise"):
             # Of every engine, guarded here or not: what was committed in any of them must not be done twice.
             registry.on_engine(transactions.watch)
+        if self.config.deadline is not None:
+            for engine in engines:
+                deadline.watch(engine)
+            if not engines:
+                registry.on_engine(deadline.watch)
         if self.config.replay != "off" or self.config.leaks != "off":
             sessions.watch()
+        if self.config.replay != "off" or self.config.statuses:
+            frameworks.connect()
         self._render = render
         self._requests = 0
         self._budget = Budget()

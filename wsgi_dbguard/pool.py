@@ -31,13 +31,14 @@ from typing import Any
 
 from sqlalchemy import Engine, event, exc
 from sqlalchemy.engine import Dialect, ExceptionContext
-from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool, StaticPool
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool, SingletonThreadPool, StaticPool
 
-from . import failures, fork, housekeeping, liveness, quirks, registry, sockets
+from . import canceller, failures, flags, fork, housekeeping, liveness, quirks, registry, sockets, state
 from .breaker import Breaker
 from .config import GuardConfig
+from .errors import OutcomeUnknown
 from .failures import Failure
-from .link import KEY, SUSPECT, Link, Retired
+from .link import KEY, SUSPECT, UNKNOWN, Link, Retired
 from .request import current
 
 __all__ = ["PoolGuard"]
@@ -45,6 +46,7 @@ __all__ = ["PoolGuard"]
 logger = logging.getLogger(__name__)
 current_request = current.get
 _INFINITE = float("inf")
+_MOST_VARIABLES = 32  # one that is named for each user, say, is not worth asking for
 _LOOK_PAUSES = (1.0, 300.0)  # first and longest, seconds: a failover is over in seconds, or it is none
 
 
@@ -57,6 +59,7 @@ class PoolGuard:
         self._dialect = weakref.ref(engine.dialect)
         # Only in a queue does a connection lie where nobody else can have it: other pools are not swept.
         self._sweepable = isinstance(engine.pool, QueuePool)
+        self.shares = isinstance(engine.pool, StaticPool | SingletonThreadPool)  # one connection, several users
         self.breaker = Breaker(name, config)
         self.reset()
         self.configure(config)
@@ -96,17 +99,20 @@ class PoolGuard:
         self._look_pause = _LOOK_PAUSES[0]  # for how long after a failover was seen none is looked for
         self._look_again = -_INFINITE
         self._condemned = -_INFINITE  # when all connections that there were were condemned
+        self._variables: set[str] = set()  # of a session, that requests set and leave, see `state`
 
     def stats(self) -> dict[str, Any]:
         """Counts since this process began, and gauges (`connections`, `idle`) of now.
 
         ``replaced`` says why connections were replaced at checkout: ``dead`` (the socket said so), ``ping`` (the server
         did not answer), ``condemned`` (older than a dead one), ``max_lifetime``, ``idle_timeout``, ``read_only``
-        (failover), ``forked``; ``retired`` is how many were closed while they lay idle. ``away``: the database could
-        not be reached when it was last tried; ``waiting`` is how many wait for it now, ``held`` how many have done so,
-        and ``refused`` how many were told at once or waited in vain, see `breaker`.
+        (failover), ``deadline`` (a query on it was cancelled), ``changed`` (a request left settings, locks or temporary
+        tables on it), ``forked``; ``restored`` is how many got their settings back instead, ``retired`` how many were
+        closed while they lay idle. ``away``: the database could not be reached when it was last tried; ``waiting`` is how many wait
+        for it now, ``held`` how many have done so, and ``refused`` how many were told at once or waited in vain, see
+        `breaker`.
         """
-        mine = self._links()
+        mine = self.links()
         return {
             "pid": getpid(),
             "connections": len(mine),
@@ -114,6 +120,7 @@ class PoolGuard:
             "checkouts": self._past_checkouts + sum(link.uses for link in mine),
             "connects": self._counts["connects"],
             "pings": self._counts["pings"],
+            "restored": self._counts["restored"],
             "retired": self._counts["retired"],
             "invalidations": self._counts["invalidations"],
             "away": self.breaker.away,
@@ -124,7 +131,8 @@ class PoolGuard:
             "replaced": dict(self._replaced),
         }
 
-    def _links(self) -> list[Link]:
+    def links(self) -> list[Link]:
+        """The connections of this pool, checked out ones and idle ones, in no order."""
         return [link for link in list(registry.links) if link.guard is self]
 
     def __repr__(self) -> str:
@@ -155,6 +163,9 @@ class PoolGuard:
             sockets.tune(link.fd, keepalive=config.keepalive, user_timeout=config.user_timeout)
             link.poll = sockets.watch(link.fd)
             quirks.mend(link.connection(), link.fd)
+        link.flags = flags.reader(link.connection())
+        if self._variables:
+            link.changed = set()  # has its first checkout ask for them
         housekeeping.ensure(self)
 
     def _on_checkout(self, connection: Any, entry: ConnectionPoolEntry, proxy: PoolProxiedConnection) -> None:
@@ -173,14 +184,22 @@ class PoolGuard:
             or link.doomed is not None
             or now - link.used > self._attention
             or now > link.expires
+            or link.changed is not None
             # A request has made sure of its process when it began.
             or (request is None and getpid() != fork.pid)
         ):
             link = self._examine(connection, entry, link)
+        if request is None:
+            link.owner = None
+        else:
+            if request.heals and link.flags(connection) != link.baseline:
+                self._restore_flags(connection, link)
+            request.checkouts += 1
+            link.owner = request.owner
+            link.lent = threading.get_ident() != request.thread
+            link.taken_at = request.trace() if request.trace is not None else None
         link.used = now
         link.uses += 1
-        if request is not None:
-            request.checkouts += 1
 
     def _on_shared_checkout(self, connection: Any, entry: ConnectionPoolEntry, proxy: PoolProxiedConnection) -> None:
         """StaticPool hands one connection to many at once: a second user must not ping, or replace, the first one's."""
@@ -197,6 +216,7 @@ class PoolGuard:
         request = current_request()
         if request is not None:
             request.checkouts += 1
+            link.owner = request.owner
 
     def forget(self, link: Link) -> None:
         """The connection of `link` is being closed, or was collected. Called once for each."""
@@ -204,30 +224,36 @@ class PoolGuard:
             link.doomed = link.doomed or "closed"  # by SQLAlchemy: not to be closed by housekeeping at the same time
             self._past_checkouts += link.uses
 
-    def _on_error(self, context: ExceptionContext) -> None:
-        """A statement failed. SQLAlchemy invalidates a connection that broke; its siblings are condemned here."""
+    def _on_error(self, context: ExceptionContext) -> OutcomeUnknown | None:
+        """A statement failed. SQLAlchemy invalidates a connection that broke; its siblings are condemned here.
+
+        The error that SQLAlchemy is to raise instead of its own; None: its own.
+        """
         connection = context.connection
         request = current_request()
         if connection is None:
             if request is not None and not context.is_pre_ping:
                 failure = failures.classify(context.original_exception, connecting=True)
                 request.database_failed(failure, committing=False)
-            return
+            return None
         if connection.closed or connection.invalidated:
-            return
+            return None
         try:
             link = connection.connection.info.get(KEY)
         except NotImplementedError:  # the dialect's questions on the very first connection have no pool entry
-            return
+            return None
         if link is None or link.guard is not self:
-            return
+            return None
+        if not isinstance(context.original_exception, Exception) and context.statement is not None:
+            canceller.interrupted(link, context.statement)
         failure = failures.classify(context.original_exception)
         if failure is Failure.DISCONNECT:
             context.is_disconnect = True  # the drivers' dialects do not know all of them
         elif context.is_disconnect and failure is Failure.OTHER:
             failure = Failure.DISCONNECT  # and the table does not know all that they do
+        in_doubt = False
         if request is not None:
-            request.database_failed(
+            in_doubt = request.database_failed(
                 failure,
                 connection,
                 committing=context.statement is None,
@@ -243,6 +269,9 @@ class PoolGuard:
             self._condemn(link, "broke in use")
         elif failure is Failure.READ_ONLY and self.config.evict_readonly:
             self._suspect_read_only()
+        if in_doubt and isinstance(context.original_exception, Exception):
+            return OutcomeUnknown(None, None, context.original_exception, connection_invalidated=context.is_disconnect)
+        return None
 
     # The decision
 
@@ -260,8 +289,10 @@ class PoolGuard:
             self._adopt(link)
             if link.born < self._condemned:
                 link.doomed = link.doomed or "condemned"
-        elif not link.uses:
-            return link  # fresh
+        elif not link.uses:  # fresh
+            if link.changed is not None:
+                state.learn(self.dialect, connection, link, self._variables, self.config.ping_timeout)
+            return link
         if link.doomed is not None:
             with self._lock:  # housekeeping may be taking it right now, or find that it came too late
                 doom = link.doomed
@@ -286,7 +317,36 @@ class PoolGuard:
             if not liveness.ping(self.dialect, connection, link, self.config.ping_timeout):
                 self._condemn(link, "did not answer a ping")
                 raise self._replace("ping", link)
+        if link.changed is not None:
+            self._restore(connection, link)
         return link
+
+    def _restore(self, connection: Any, link: Link) -> None:
+        """Put right what a request has changed by SQL and left; else the connection is replaced."""
+        changed = link.changed
+        if not changed:  # it was there before this guard
+            link.changed = None
+            return
+        if state.restore(self.dialect, connection, link, self.config.ping_timeout):
+            with self._lock:
+                self._counts["restored"] += 1
+            return
+        # New connections are asked for their values at once.
+        self._variables |= {each for each in changed if state.is_variable(each)}
+        if len(self._variables) > _MOST_VARIABLES:
+            self._variables.clear()
+        raise self._replace("changed", link)
+
+    def _restore_flags(self, connection: Any, link: Link) -> None:
+        """Put right what a request has set on the driver's connection and left; at its first checkout, remember it."""
+        if link.baseline is UNKNOWN:
+            link.baseline = link.flags(connection)
+            return
+        try:
+            flags.restore(connection, link.baseline)
+        except Exception as error:  # such as in a transaction, where a pool does not reset
+            logger.debug("%s: could not put right what was set on %s: %s", self, link, error)
+            raise self._replace("changed", link) from None
 
     def _overdue(self, link: Link, now: float) -> str | None:
         if now > link.expires:
@@ -300,7 +360,7 @@ class PoolGuard:
         with self._lock:
             if link.doomed not in (None, SUSPECT):
                 return
-            for each in self._links():
+            for each in self.links():
                 if each.doomed in (None, SUSPECT):
                     each.doomed = "condemned"
             self._condemned = monotonic()
@@ -317,7 +377,7 @@ class PoolGuard:
         """
         with self._lock:
             if monotonic() >= self._look_again:
-                for each in self._links():
+                for each in self.links():
                     each.doomed = each.doomed or SUSPECT
 
     def _look_for_failover(self, connection: Any, link: Link) -> None:
@@ -336,7 +396,7 @@ class PoolGuard:
         # Only now: whoever checks out while the question is on its way has to ask as well, not to write in vain.
         with self._lock:
             self._look_pause = _LOOK_PAUSES[0]
-            for each in self._links():
+            for each in self.links():
                 if each.doomed == SUSPECT:
                     each.doomed = None
         if link.doomed is not None:
@@ -358,7 +418,7 @@ class PoolGuard:
         if not self._sweepable:
             return
         now = monotonic()
-        for link in self._links():
+        for link in self.links():
             # One that was never used is not idle: it is on its way from connect to its first checkout.
             if link.uses and not link.in_use and (cause := self._overdue(link, now)):
                 self._retire(link, cause)

@@ -7,13 +7,17 @@ be carried after it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import IO, Any
+import functools
+from collections.abc import Callable, Iterator
+from typing import IO, Any, ParamSpec, TypeVar, overload
 
 from .failures import Failure
 from .request import Request, current
 
 __all__ = ["Budget", "RecordedInput", "leaves_writes", "reason_against", "replayable"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # What a second run can do better. Not "unavailable": the database would be as far away as it was a moment ago.
 _HELPED = frozenset({Failure.DISCONNECT, Failure.READ_ONLY, Failure.SERIALIZATION, Failure.DEADLOCK})
@@ -59,14 +63,36 @@ def leaves_writes(request: Request) -> bool:
     return any(not each.closed and not each.invalidated and each.in_transaction() for each in connections)
 
 
-def replayable() -> None:
-    """Say, from inside a request, that it may run again if the database fails it, though its method is not safe.
+@overload
+def replayable() -> None: ...
+@overload
+def replayable(view: Callable[P, R]) -> Callable[P, R]: ...
+def replayable(view: Callable[P, R] | None = None) -> Callable[P, R] | None:
+    """Say that a request may run again if the database fails it, though its method is not safe.
 
-    For views whose every effect is in the database: mail that was sent before the failure would be sent twice.
+    For views whose every effect is in the database: mail that was sent before the failure would be sent twice. Called
+    from inside a request, or as a decorator of a view (below the framework's); ``environ["wsgi_dbguard.replayable"] =
+    True`` says the same. ::
+
+        @app.post("/orders")
+        @replayable
+        def order(): ...
     """
+    if view is not None:
+        return _replayable_view(view)
     request = current.get()
     if request is not None:
         request.replayable = True
+    return None
+
+
+def _replayable_view(view: Callable[P, R]) -> Callable[P, R]:
+    @functools.wraps(view)
+    def marked(*args: P.args, **keywords: P.kwargs) -> R:
+        replayable()
+        return view(*args, **keywords)
+
+    return marked
 
 
 class Budget:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Container
+from collections.abc import Callable, Container
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, ref
@@ -19,9 +19,25 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session
 
-__all__ = ["SAFE_METHODS", "Request", "current"]
+    from .stacks import Trace
+
+__all__ = ["SAFE_METHODS", "Owner", "Request", "current"]
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})  # RFC 9110, 9.2.1; TRACE is no application's
+
+
+class Owner:
+    """Whose a connection is: the little that the pool may keep of a request, for longer than there is one."""
+
+    __slots__ = ("ended", "method", "path")
+
+    def __init__(self, method: str, path: str) -> None:
+        self.method = method
+        self.path = path
+        self.ended = False
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}{' (ended)' if self.ended else ''}"
 
 
 class Request:
@@ -30,17 +46,24 @@ class Request:
     __slots__ = (
         "__weakref__",
         "attempt",
+        "blamed",
+        "changes",
         "checkouts",
         "commits",
         "committing",
         "database_failure",
         "ended",
+        "expired",
         "failure",
+        "heals",
         "held",
+        "in_database",
         "in_doubt",
         "lent",
+        "limit",
         "method",
         "outer",
+        "owner",
         "path",
         "replaced",
         "replayable",
@@ -49,6 +72,8 @@ class Request:
         "started",
         "statements",
         "thread",
+        "told",
+        "trace",
         "unfinished",
         "unseen",
     )
@@ -60,10 +85,17 @@ class Request:
         self.method: str = environ.get("REQUEST_METHOD", "?")
         self.safe = self.method in SAFE_METHODS
         self.path: str = environ.get("PATH_INFO", "")
+        self.owner = Owner(self.method, self.path)
+        self.heals = False  # what it leaves on a pooled connection is to be gone for the next one, see `state`
+        self.changes = False  # it has changed such a thing in a transaction
+        self.trace: Callable[[], Trace] | None = None  # how to tell where it takes its connections, see `leaks`
         self.started = time.monotonic()
         self.ended: float | None = None  # `time.monotonic()` seconds, as `started`
         self.thread = threading.get_ident()  # in which the application runs; of the present step
         self.held = 0.0  # seconds that it has waited for a database that was away, in all attempts
+        self.limit: float | None = None  # seconds that it may spend in the database, in all attempts; see `deadline`
+        self.in_database = 0.0  # seconds that its statements took; counted where a limit is set
+        self.expired = False  # it spent all that it may
         self.replayable = False  # the application says that it may run twice, see `replay.replayable`
         self.attempt = 1  # 2 when it runs again
         # The request whose application made this one, in the same process and with the same context.
@@ -83,6 +115,8 @@ class Request:
         self.in_doubt = False  # a connection was lost during its commit
         self.sessions: WeakSet[Session] = WeakSet()  # ORM sessions that were used
         self.database_failure: Failure | None = None  # the last one
+        self.told = False  # the framework told of an exception that it makes a response of, see `frameworks`
+        self.blamed: Failure | None = None  # then: what the database did to cause that
         self.failure: type[BaseException] | None = None  # what the application raised first through the middleware
 
     @property
@@ -94,6 +128,10 @@ class Request:
         """The application raised `error`. Only the first one counts."""
         if self.failure is None:
             self.failure = type(error)
+
+    def swallowed(self, blamed: Failure | None) -> None:
+        """The framework makes a response of an exception, the database's if `blamed`. The last one is what it sends."""
+        self.told, self.blamed = True, blamed
 
     def note(self, *, commits: int = 0, unseen: int = 0) -> None:
         """Add to the counts that forbid a second run; those of the requests around this one as well."""
@@ -112,21 +150,27 @@ class Request:
 
     def database_failed(
         self, failure: Failure, connection: Connection | None = None, *, committing: bool, refused: bool = False
-    ) -> None:
-        """An operation failed, on `connection` or in getting one.
+    ) -> bool:
+        """An operation failed, on `connection` or in getting one. Whether a commit is in doubt because of it.
 
         `committing`: it was no statement, so perhaps the COMMIT; `refused`: the server itself said that it failed.
         """
+        in_doubt = failure is Failure.IN_DOUBT
         if committing and connection is not None and self.committing is not None and connection is self.committing():
             self.committing = None
             if refused:
                 self.note(commits=-1)
             else:
-                self.in_doubt = True
-        if failure is Failure.IN_DOUBT:
-            self.in_doubt = True
-        if failure is not Failure.OTHER:
+                in_doubt = True
+        self.in_doubt |= in_doubt
+        if failure is not Failure.OTHER and not self.expired:
             self.database_failure = failure
+        return in_doubt
+
+    def expire(self) -> None:
+        """Its time in the database is up: whatever else fails from here on, this is why."""
+        self.expired = True
+        self.database_failure = Failure.DEADLINE
 
     def lend(self, session: Session) -> None:
         """A thread of the application's own uses `session`."""
@@ -143,6 +187,7 @@ class Request:
         """The response was closed, or will never be. Only the first end counts."""
         if self.ended is None:
             self.ended = time.monotonic()
+            self.owner.ended = True
             self.committing = None
             self.unfinished.clear()
 

@@ -21,11 +21,12 @@ import warnings
 import weakref
 from typing import Any
 
-from sqlalchemy import event
-from sqlalchemy.orm import ORMExecuteState, Session
+from sqlalchemy import Connection, event
+from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
 
-from . import fork
-from .errors import LeakWarning, SharedSessionWarning
+from . import fork, registry, stacks
+from .errors import SharedSessionWarning
+from .link import KEY, Link
 from .request import Request, current
 
 __all__ = ["release", "watch"]
@@ -44,9 +45,16 @@ def watch() -> None:
     global _watching
     if not _watching:
         _watching = True
-        event.listen(Session, "after_begin", _on_use)
+        event.listen(Session, "after_begin", _on_begin)
         event.listen(Session, "before_flush", _on_use)
         event.listen(Session, "do_orm_execute", _on_execute)
+
+
+def _on_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+    _on_use(session)
+    link: Link | None = connection.info.get(KEY)
+    if link is not None:
+        link.session = weakref.ref(session)
 
 
 def _on_use(session: Session, *ignored: Any) -> None:
@@ -83,20 +91,20 @@ def _on_execute(state: ORMExecuteState) -> None:
     _on_use(state.session)
 
 
-def release(request: Request, leaks: str) -> None:
+def release(request: Request, leaks: str) -> str:
     """Roll back what `request` left in a transaction; `leaks` is the setting, "off" for silence and no action.
 
-    Never raises but for ``leaks="raise"``, where the leak itself is the error, and where a warning is made one.
-
-    Raises:
-        LeakWarning: with "raise", if a session was left in a transaction. It is rolled back all the same.
+    Never raises. Returns what there is to tell, "" for nothing.
     """
     left = 0
+    places: list[str] = []
     for session in list(request.sessions):
         with _lock:
             alone = all(each is request for each in _users.get(session, ()))
         if alone and leaks != "off" and session not in request.lent and session.in_transaction():
             left += 1
+            if request.trace is not None:
+                places += _places(session, request)
             if leaks != "warn":
                 _roll_back(session)
         with _lock:  # only now: whoever takes it in the meantime is told
@@ -104,13 +112,24 @@ def release(request: Request, leaks: str) -> None:
             if users is not None:
                 users.discard(request)
     request.sessions.clear()
-    if left:
-        message = f"{request.method} {request.path} left {left} Session(s) in a transaction"
-        logger.info("%s; %s", message, "left alone" if leaks == "warn" else "rolled back")
-        if leaks == "raise":
-            raise LeakWarning(message)
-        if leaks == "warn":
-            warnings.warn(message, LeakWarning, stacklevel=2)
+    if not left:
+        return ""
+    message = "\n".join([f"{request.method} {request.path} left {left} Session(s) in a transaction", *places])
+    logger.info("%s; %s", message, "left alone" if leaks == "warn" else "rolled back")
+    return message
+
+
+def _places(session: Session, request: Request) -> list[str]:
+    """Where `request` began the transaction of `session`: its connection was taken there, one for each engine."""
+    return [
+        f"begun at {stacks.render(link.taken_at)}"
+        for link in list(registry.links)
+        if link.owner is request.owner
+        and link.taken_at is not None
+        and link.session is not None
+        and link.session() is session
+        and link.in_use
+    ]
 
 
 def _roll_back(session: Session) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 from .unpatched import original
 
-__all__ = ["DEAD", "SUSPECT", "cut", "dead_end", "fileno", "identity", "is_tcp", "replace", "tune", "watch"]
+__all__ = ["DEAD", "SUSPECT", "cut", "dead_end", "ends", "fileno", "identity", "is_tcp", "replace", "tune", "watch"]
 
 # The peer is gone for certain. POLLRDHUP is Linux' own; elsewhere a FIN shows as POLLIN and gets a ping.
 _RDHUP: int = getattr(select, "POLLRDHUP", 0)
@@ -100,6 +100,18 @@ class _Borrowed:
 
     def __exit__(self, *exc: object) -> None:
         self._socket.close()
+
+
+def ends(fd: int) -> tuple[Any, Any]:
+    """The addresses of this end and of the other one of the socket, each None where it cannot be told."""
+    found: list[Any] = []
+    for end in ("getsockname", "getpeername"):
+        try:
+            with _Borrowed(fd) as sock:
+                found.append(getattr(sock, end)())
+        except OSError:
+            found.append(None)
+    return found[0], found[1]
 
 
 def is_tcp(fd: int) -> bool:

@@ -26,9 +26,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, event
 
+from . import state
+from .changes import touches
 from .request import Request, current
 
-__all__ = ["commits_by_itself", "only_reads", "watch"]
+__all__ = ["commits_by_itself", "may_have_written", "only_reads", "watch"]
 
 _watched: weakref.WeakSet[Engine] = weakref.WeakSet()
 
@@ -106,12 +108,14 @@ def _on_connection(connection: Connection) -> None:
         request.note(unseen=-1)  # it was a Connection that took it
 
 
-def _on_statement(connection: Connection, cursor: Any, statement: str, *ignored: Any) -> None:
+def _on_statement(connection: Connection, cursor: Any, statement: str, parameters: Any, *ignored: Any) -> None:
     request = current.get()
     if request is None:
         return
     request.statements += 1
     request.committing = None
+    if request.heals and touches(statement):
+        state.note(connection, statement, parameters, request)
     if only_reads(statement):
         if not request.safe and _in_autocommit(connection) and _CALLS.search(statement):
             request.note(commits=1)
@@ -130,14 +134,17 @@ def _in_autocommit(connection: Connection) -> bool:
         return True  # the driver does not tell: then it must be taken for granted
 
 
-def _may_have_written(connection: Connection, request: Request) -> bool:
+def may_have_written(connection: Connection, request: Request) -> bool:
+    """Whether what `request` is about to commit on `connection` may change anything."""
     return not request.safe or connection in request.unfinished
 
 
 def _on_commit(connection: Connection) -> None:
     # It comes before the COMMIT is sent: from here on it counts, until the server itself says that it failed.
     request = current.get()
-    if request is not None and _may_have_written(connection, request):
+    if request is not None and request.changes:
+        state.committed(connection)
+    if request is not None and may_have_written(connection, request):
         request.unfinished.discard(connection)
         request.note(commits=1)
         request.committing = weakref.ref(connection)
@@ -156,3 +163,5 @@ def _on_rollback(connection: Connection) -> None:
     if request is not None:
         request.committing = None
         request.unfinished.discard(connection)
+        if request.changes:
+            state.rolled_back(connection)

@@ -55,7 +55,10 @@ class _Watchdog:
                     # Under the mutex, so that it happens either before or after the owner takes the deadline back, and
                     # never to a descriptor that got another meaning since.
                     del self.pending[deadline.key]
-                    deadline.expire()
+                    again = deadline.expire()
+                    if again is not None:
+                        deadline.due = now + again
+                        self.pending[deadline.key] = deadline
                 if not self.pending:
                     self.next_due = None
                     return
@@ -89,12 +92,14 @@ class Deadline:
         with _watchdog.mutex:
             _watchdog.pending.pop(self.key, None)
 
-    def expire(self) -> None:
+    def expire(self) -> float | None:
+        """Called by the watchdog when the time is up; a subclass returns seconds to be called once more after those."""
         self.expired = True
         try:
             self.action()
         except Exception:  # an action that fails leaves its call unbounded, and must not take the thread along
             logger.exception("the action of a deadline failed")
+        return None
 
 
 def reset_after_fork() -> None:

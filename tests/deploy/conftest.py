@@ -72,7 +72,9 @@ def start(site: Path, environment: dict[str, str], tmp_path: Path) -> Iterator[C
             log = tmp_path / f"{Path(argv[0]).name}.log"
             # pytest shows it when the test fails
             children.callback(lambda: print(log.read_text(errors="replace")))
-            return children.enter_context(Child([program, *argv[1:]], log=log, env=env, cwd=cwd))
+            child = children.enter_context(Child([program, *argv[1:]], log=log, env=env, cwd=cwd))
+            children.callback(child.kill)  # an orderly end takes a second or two; tests that are about it wait for it
+            return child
 
         yield run
 
@@ -88,11 +90,13 @@ def _address(child: Child, pattern: str) -> str:
 
 @pytest.fixture
 def gunicorn(start: Callable[..., Child]) -> Callable[..., tuple[Child, str]]:
-    """`gunicorn(*options, **variables)`: the server and its URL, as soon as it serves."""
+    """`gunicorn(*options, workers=2, **variables)`: the server and its URL, as soon as it has so many and serves."""
 
-    def serve(*options: str, **variables: str) -> tuple[Child, str]:
+    def serve(*options: str, workers: int = 2, **variables: str) -> tuple[Child, str]:
         child = start("gunicorn", "--config", "gunicorn.conf.py", *options, **{"PORT": "0", **variables})
         url = _address(child, r"Listening at: (http://\S+)")
+        # A worker that is told to stop before it listens to signals does not hear it; this is said just before.
+        wait_until(lambda: child.output().count("Booting worker") >= workers, timeout=60, what="every worker")
         wait_for_http(f"{url}/healthz", timeout=60)
         return child, url
 
@@ -101,17 +105,15 @@ def gunicorn(start: Callable[..., Child]) -> Callable[..., tuple[Child, str]]:
 
 @pytest.fixture
 def uwsgi(start: Callable[..., Child], site: Path) -> Callable[..., tuple[Child, str]]:
-    """`uwsgi(*options, ini=…, cwd=…, **variables)`: the server and its URL, as soon as it serves."""
+    """`uwsgi(*options, ini=…, cwd=…, workers=2, **variables)`: the server and its URL, once so many are ready."""
 
-    def serve(*options: str, ini: str = "uwsgi.ini", cwd: Path = site, **variables: str) -> tuple[Child, str]:
+    def serve(
+        *options: str, ini: str = "uwsgi.ini", cwd: Path = site, workers: int = 2, **variables: str
+    ) -> tuple[Child, str]:
         child = start("uwsgi", *options, "--ini", ini, cwd=cwd, **{"PORT": "0", **variables})
         url = "http://" + _address(child, r"bound to TCP address (127\.0\.0\.1:\d+) ")
         # A worker that still loads the application hears no SIGHUP, neither from a reload nor from a graceful stop.
-        wait_until(
-            lambda: child.output().count("WSGI app 0 ") >= child.output().count("spawned uWSGI worker ") > 0,
-            timeout=60,
-            what="every worker",
-        )
+        wait_until(lambda: child.output().count("WSGI app 0 ") >= workers, timeout=60, what="every worker")
         wait_for_http(f"{url}/healthz", timeout=60)
         return child, url
 

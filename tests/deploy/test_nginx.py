@@ -90,11 +90,11 @@ def nginx(site: Path, run_directory: Path, port: int, tmp_path: Path) -> Iterato
             user = "user root;" if os.geteuid() == 0 else ""
             (run_directory / "nginx.conf").write_text(MAIN.format(here=run_directory, user=user))
             command = [str(NGINX), "-p", str(run_directory), "-c", str(run_directory / "nginx.conf")]
-            subprocess.run([*command, "-t", "-q"], check=True, timeout=30)
+            subprocess.run([*command, "-t", "-q"], check=True, timeout=60)
             log = tmp_path / "nginx.log"
             children.callback(lambda: print(log.read_text(errors="replace")))
             child = children.enter_context(Child(command, log=log, cwd=run_directory))
-            wait_until(lambda: not child.running or _listens(port), timeout=30, what="nginx")
+            wait_until(lambda: not child.running or _listens(port), timeout=60, what="nginx")
             assert child.running, child.output()
             return port
 
@@ -142,7 +142,7 @@ def test_a_503_reaches_the_client_with_its_retry_after(behind_nginx: Callable[..
 
 
 def post(address: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection(address, timeout=30)
+    connection = http.client.HTTPConnection(address, timeout=60)
     try:
         connection.request("POST", "/notes", body)
         with connection.getresponse() as response:
@@ -192,7 +192,7 @@ def test_only_an_idempotent_request_is_sent_to_another_server(
     nginx: Nginx, broken: list[BreaksConnections], server: str, method: str, tries: int
 ) -> None:
     port = nginx(server, *(each.path for each in broken))
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request(method, "/notes", b"{}" if method != "GET" else None)
         assert connection.getresponse().status == 502

@@ -25,7 +25,7 @@ import pathlib, time
 def application(environ, start_response):
     if environ["PATH_INFO"] == "/slow":
         pathlib.Path("arrived").touch()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not pathlib.Path("answer").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "4")])
@@ -40,7 +40,7 @@ def requests(url: str, count: int = 200) -> LoadResult:
 def post(url: str, words: object) -> tuple[int, dict[str, object]]:
     body = json.dumps({"text": words}).encode()
     request = Request(f"{url}/notes", data=body, headers={"Content-Type": "application/json"})
-    with urlopen(request, timeout=30) as response:
+    with urlopen(request, timeout=60) as response:
         return response.status, json.load(response)
 
 
@@ -48,24 +48,24 @@ def test_notes_are_created_and_listed(serve: Serve) -> None:
     _, url = serve()
     status, note = post(url, "written by a test")
     assert status == 201
-    with urlopen(f"{url}/notes", timeout=30) as response:
+    with urlopen(f"{url}/notes", timeout=60) as response:
         listed = json.load(response)
     assert note in listed["notes"]
     assert listed["total"] >= 1
 
 
-@pytest.mark.parametrize("words", ["", 5, None, "x" * 1001])
-def test_an_impossible_note_is_refused(gunicorn: Serve, words: object) -> None:
+def test_an_impossible_note_is_refused(gunicorn: Serve) -> None:
     _, url = gunicorn()
-    with pytest.raises(HTTPError, match="400"):
-        post(url, words)
+    for words in ("", 5, None, "x" * 1001):
+        with pytest.raises(HTTPError, match="400"):
+            post(url, words)
 
 
 def test_terminated_idle_connections_fail_no_request(serve: Serve, postgres: PostgreSQL) -> None:
     _, url = serve()
     warm = requests(url)
     assert (warm.failed, warm.wrong) == (0, 0), warm.errors
-    assert postgres.terminate() >= 1
+    wait_until(postgres.terminate, timeout=60, what="idle connections")
     after = requests(url)
     assert (after.requests, after.failed, after.wrong) == (200, 0, 0), after.errors
     for _ in range(5):
@@ -73,13 +73,15 @@ def test_terminated_idle_connections_fail_no_request(serve: Serve, postgres: Pos
         assert post(url, "after a disconnect")[0] == 201
 
 
+@pytest.mark.slow
 def test_terminated_idle_connections_fail_requests_without_the_guard(
     serve: Serve, site: Path, postgres: PostgreSQL
 ) -> None:
     (site / "wsgi.py").write_text("from app import create_app\napplication = create_app()\n")
     _, url = serve()
     requests(url)
-    postgres.terminate()
+    # A worker gives a connection back when it has answered.
+    wait_until(postgres.terminate, timeout=60, what="idle connections")
     assert requests(url).failed > 0
 
 
@@ -91,13 +93,13 @@ def test_sigterm_leaves_no_process_and_no_connection(serve: Serve, postgres: Pos
     before = set(postgres.backends())
     server, url = serve()
     requests(url)
-    assert set(postgres.backends()) > before
+    assert set(postgres.backends()) - before
     workers = descendants(server.pid)
     assert len(workers) >= 2
     server.send(signal.SIGTERM)
-    assert server.wait(timeout=40) == 0
-    assert all(map(gone, workers))
-    wait_until(lambda: set(postgres.backends()) <= before, timeout=10, what="the end of the server's backends")
+    assert server.wait(timeout=120) == 0
+    wait_until(lambda: all(map(gone, workers)), timeout=60, what="the end of the workers")
+    wait_until(lambda: set(postgres.backends()) <= before, timeout=60, what="the end of the server's backends")
 
 
 def test_sigterm_lets_a_running_request_finish(serve: Serve, site: Path) -> None:
@@ -106,19 +108,19 @@ def test_sigterm_lets_a_running_request_finish(serve: Serve, site: Path) -> None
     answers: list[bytes] = []
 
     def ask() -> None:
-        with urlopen(f"{url}/slow", timeout=90) as response:
+        with urlopen(f"{url}/slow", timeout=150) as response:
             answers.append(response.read())
 
     client = threading.Thread(target=ask)
     client.start()
-    wait_until((site / "arrived").exists, timeout=30, what="the request")
+    wait_until((site / "arrived").exists, timeout=60, what="the request")
     server.send(signal.SIGTERM)
     stopping = ("Handling signal: term", "graceful shutdown triggered", "killing workers")
-    wait_until(lambda: any(told in server.output() for told in stopping), timeout=30, what="the stop")
+    wait_until(lambda: any(told in server.output() for told in stopping), timeout=60, what="the stop")
     (site / "answer").touch()
     client.join()
     assert answers == [b"done"]
-    assert server.wait(timeout=40) == 0
+    assert server.wait(timeout=120) == 0
 
 
 @pytest.mark.slow

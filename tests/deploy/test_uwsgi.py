@@ -38,7 +38,7 @@ def test_the_include_guards_every_worker(uwsgi: Serve, site: Path, include: str)
     (site / "own.ini").write_text(
         f"[uwsgi]\nstrict = true\nini = {include}\nhttp-socket = 127.0.0.1:0\nmodule = wsgi:application\n"
     )
-    _, url = uwsgi(ini="own.ini")
+    _, url = uwsgi(ini="own.ini", workers=1)
     with urlopen(url, timeout=30) as response:
         told = json.load(response)
     assert told["hook"] == "wsgi_dbguard.hooks.uwsgi"
@@ -61,5 +61,5 @@ def test_a_socket_on_the_command_line_is_the_only_one(start: Callable[..., Child
     wait_until(lambda: server.output().count("WSGI app 0 ") == 2, timeout=60, what="both workers")
     assert socket.is_socket()
     assert "bound to TCP" not in server.output()
-    assert server.stop() == 0
+    assert server.stop(timeout=60) == 0
     assert not socket.exists()

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from wsgi_dbguard.lab.contenders import Contender
 from wsgi_dbguard.lab.drivers import DRIVERS
-from wsgi_dbguard.lab.matrix import LIMIT, Outcome
+from wsgi_dbguard.lab.matrix import BUSY, LIMIT, Outcome
 from wsgi_dbguard.lab.provision import ServerMissing
 from wsgi_dbguard.lab.rows import Rows, cells
 
@@ -35,8 +35,8 @@ Written by `{COMMAND} --write`; do not edit.
 
 A pool of five connections, three threads with five requests each after the fault. Under each contender: requests that
 failed; *in use*: the request that held its connection when the fault struck, which no check can mend; *hung*: no answer
-for {LIMIT:g} s. Slowest request in seconds. A fault that strikes an idle pool may cost the guard nothing, but where a
-note below says so.
+for {LIMIT:g} s, or {BUSY:g} s with the guard and where nothing should fail. Slowest request in seconds. A fault that
+strikes an idle pool may cost the guard nothing, but where a note below says so.
 """
 
 

@@ -12,7 +12,7 @@ from wsgi_dbguard.lab import provision
 from wsgi_dbguard.lab.haproxy import HAProxy
 from wsgi_dbguard.lab.mariadb import MariaDB
 from wsgi_dbguard.lab.postgres import PostgreSQL, ServerMissing
-from wsgi_dbguard.lab.process import gone
+from wsgi_dbguard.lab.process import gone, wait_until
 
 try:
     provision.program("haproxy", package="haproxy")
@@ -21,9 +21,16 @@ except ServerMissing as missing:
 
 
 @pytest.fixture(scope="module")
-def database() -> Iterator[PostgreSQL]:
+def running() -> Iterator[PostgreSQL]:
     with PostgreSQL() as server:
         yield server
+
+
+@pytest.fixture
+def database(running: PostgreSQL) -> PostgreSQL:
+    """Without the connections of the test before, whose backends may still be about to end."""
+    wait_until(lambda: not running.backends(), timeout=60, what="those of the test before to leave")
+    return running
 
 
 @pytest.fixture
@@ -40,6 +47,7 @@ def test_url_connects_sqlalchemy_to_the_server_behind(database: PostgreSQL, bala
         assert len(database.backends()) == 1
 
 
+@pytest.mark.slow
 def test_it_stands_before_mariadb_too() -> None:
     try:
         server = MariaDB()
@@ -57,7 +65,7 @@ def test_a_server_that_is_down_is_a_connection_that_ends(database: PostgreSQL) -
     with HAProxy(database, settings={"retries": "0"}) as balancer:
         database.stop()
         try:
-            with socket.create_connection((balancer.host, balancer.port), timeout=30) as client:
+            with socket.create_connection((balancer.host, balancer.port), timeout=60) as client:
                 assert client.recv(1) == b""
         finally:
             database.start()
@@ -68,7 +76,7 @@ def test_a_server_that_is_down_is_a_connection_that_ends(database: PostgreSQL) -
 def test_a_client_that_is_silent_for_too_long_is_disconnected(database: PostgreSQL) -> None:
     with (
         HAProxy(database, settings={"timeout client": "100ms"}) as balancer,
-        socket.create_connection((balancer.host, balancer.port), timeout=30) as client,
+        socket.create_connection((balancer.host, balancer.port), timeout=60) as client,
     ):
         assert client.recv(1) == b""
 

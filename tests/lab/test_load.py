@@ -73,7 +73,7 @@ def serve_sockets() -> Iterator[ServeSockets]:
                         number += 1
                         connection = listener.accept()[0]
                         with connection, suppress(OSError):
-                            connection.settimeout(10.0)
+                            connection.settimeout(60.0)
                             act(connection, number)
 
             thread = threading.Thread(target=work)
@@ -156,9 +156,11 @@ class TestAnswers:
 
 class TestFailures:
     def test_a_server_that_is_not_there_fails_every_request(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = listener.getsockname()[1]
-        result = LoadGenerator(f"http://127.0.0.1:{port}/{{token}}", requests=20).run()
+        # Bound and not listening: nobody else is given the port, and no client connects to itself from it.
+        with socket.socket() as reservation:
+            reservation.bind(("127.0.0.1", 0))
+            port = reservation.getsockname()[1]
+            result = LoadGenerator(f"http://127.0.0.1:{port}/{{token}}", requests=20).run()
         assert (result.requests, result.failed) == (20, 20)
         assert result.statuses == {"ConnectionRefusedError": 20}
 
@@ -166,7 +168,7 @@ class TestFailures:
         over = threading.Event()
 
         def act(handler: BaseHTTPRequestHandler, token: str) -> None:
-            over.wait(10.0)
+            over.wait(60.0)
             handler.close_connection = True
 
         url = serve(act)
@@ -260,10 +262,11 @@ class TestRun:
 
     def test_seconds_end_the_run(self, serve: Serve) -> None:
         url = serve(lambda handler, token: reply(handler, token))
-        result = LoadGenerator(url, seconds=0.2, threads=2).run()
+        result = LoadGenerator(url, seconds=1.0, threads=2).run()
         assert result.succeeded == result.requests > 0
-        assert result.seconds >= 0.2
-        assert LoadGenerator(url, seconds=0.1, rate=1.0, requests=50).run().requests == 1
+        assert result.seconds >= 1.0
+        # The second one is due in 1,000 seconds.
+        assert LoadGenerator(url, seconds=500.0, rate=0.001, requests=50).run().requests == 1
 
     def test_it_runs_until_stop_and_can_be_watched(self, serve: Serve) -> None:
         load = LoadGenerator(serve(lambda handler, token: reply(handler, token)))
@@ -272,7 +275,7 @@ class TestRun:
         assert "new" in repr(load)
         load.start()
         try:
-            deadline = time.monotonic() + 20.0
+            deadline = time.monotonic() + 60.0
             while load.result.requests < 50:
                 assert time.monotonic() < deadline
                 time.sleep(0.001)
@@ -323,7 +326,7 @@ class TestResult:
 
 class TestWaitForHttp:
     def test_any_status_is_an_answer(self, serve: Serve) -> None:
-        assert wait_for_http(serve(lambda handler, token: reply(handler, "", 503)), timeout=20.0) == 503
+        assert wait_for_http(serve(lambda handler, token: reply(handler, "", 503)), timeout=60.0) == 503
 
     def test_a_server_that_comes_later_is_waited_for(self, serve_sockets: ServeSockets) -> None:
         def act(connection: socket.socket, number: int) -> None:
@@ -331,13 +334,14 @@ class TestWaitForHttp:
             if number > 3:
                 send_answer(connection, token)
 
-        assert wait_for_http(serve_sockets(act), timeout=20.0) == 200
+        assert wait_for_http(serve_sockets(act), timeout=60.0) == 200
 
     def test_the_last_error_is_told_when_none_comes(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        with pytest.raises(TimeoutError, match=r"within 0.1 s.*ConnectionRefusedError"):
-            wait_for_http(url, timeout=0.1)
+        with socket.socket() as reservation:
+            reservation.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{reservation.getsockname()[1]}/"
+            with pytest.raises(TimeoutError, match=r"within 0.5 s.*ConnectionRefusedError"):
+                wait_for_http(url, timeout=0.5)
 
     def test_a_server_that_accepts_and_stays_silent_is_no_answer(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,7 +20,7 @@ from sqlalchemy.pool import NullPool
 
 from wsgi_dbguard.lab import provision
 from wsgi_dbguard.lab.drivers import DRIVERS
-from wsgi_dbguard.lab.mariadb import MariaDB, ServerMissing
+from wsgi_dbguard.lab.mariadb import ADMIN, MariaDB, ServerMissing
 from wsgi_dbguard.lab.process import gone, wait_until
 from wsgi_dbguard.lab.proxy import FaultProxy
 from wsgi_dbguard.sockets import DEAD, fileno, watch
@@ -29,6 +30,9 @@ try:
 except ServerMissing as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
+ASLEEP = "select count(*) from information_schema.processlist where user = 'dbguard' and command = 'Sleep'"
+TRANSACTIONS = "select trx_id from information_schema.innodb_trx where trx_rows_modified > 0"
+LISTED = "select 1 from information_schema.processlist where id = %s"
 Connection: TypeAlias = "pymysql.Connection[Any]"
 
 each_driver = pytest.mark.parametrize(
@@ -64,6 +68,10 @@ def own() -> Iterator[MariaDB]:
 
 def connect(server: MariaDB, **options: Any) -> Connection:
     return pymysql.connect(host=server.host, port=server.port, user="dbguard", database="dbguard", **options)
+
+
+def connect_as_admin(server: MariaDB) -> Connection:
+    return pymysql.connect(unix_socket=str(server.socket), user=ADMIN, autocommit=True)
 
 
 def number(connection: Connection) -> int:
@@ -108,8 +116,10 @@ def test_query_returns_rows_or_nothing_and_fills_arguments(shared: MariaDB) -> N
 
 def test_query_reconnects_when_its_connection_was_killed(shared: MariaDB) -> None:
     [(number,)] = shared.query("select connection_id()")
-    with contextlib.suppress(pymysql.OperationalError):
-        shared.query("kill %s", number)
+    with contextlib.closing(connect_as_admin(shared)) as other, other.cursor() as cursor:
+        cursor.execute("kill %s", (number,))
+        # It leaves the list after its socket was closed.
+        wait_until(lambda: not cursor.execute(LISTED, (number,)), timeout=60, what="the admin's connection to end")
     assert shared.query("select connection_id()") != [(number,)]
 
 
@@ -129,7 +139,7 @@ def test_applications_are_ordinary_users_and_the_admin_is_not(server: MariaDB) -
 
 
 def test_backends_are_those_of_clients_in_order_of_connecting(server: MariaDB) -> None:
-    wait_until(lambda: not server.backends(), timeout=10, what="those of the tests before to leave")
+    wait_until(lambda: not server.backends(), timeout=60, what="those of the tests before to leave")
     connections = [connect(server) for _ in range(3)]
     try:
         assert server.backends() == [number(connection) for connection in connections]
@@ -139,14 +149,18 @@ def test_backends_are_those_of_clients_in_order_of_connecting(server: MariaDB) -
 
 
 def test_terminate_ends_idle_connections_and_their_sockets_before_it_returns(server: MariaDB) -> None:
-    wait_until(lambda: server.terminate() == 0, timeout=10, what="nobody to be left")
+    wait_until(lambda: server.terminate() == 0, timeout=60, what="nobody to be left")
     server.query("create or replace table dbguard.t (x int)")
     busy = connect(server)
     idle: list[Connection] = []
     try:
         busy.cursor().execute("insert into t values (1)")  # opens a transaction
+        # InnoDB's list is made anew when nobody has asked for 0.1 s.
+        wait_until(lambda: server.query(TRANSACTIONS), timeout=60, what="the transaction", interval=0.2)
         for _ in range(10):
             idle = [connect(server) for _ in range(5)]
+            # A connection is answered first, and put to sleep then.
+            wait_until(lambda: server.query(ASLEEP) == [(6,)], timeout=60, what="six connections that sleep")
             assert server.terminate() == 5
             assert [hung_up(connection) for connection in idle] == [True] * 5
             for connection in idle:
@@ -164,10 +178,11 @@ def test_terminate_ends_idle_connections_and_their_sockets_before_it_returns(ser
                 connection.close()
 
 
+@pytest.mark.slow
 def test_idle_timeout_of_the_server_spares_the_admin() -> None:
     with MariaDB(settings={"wait_timeout": "1"}) as server, contextlib.closing(connect(server)) as connection:
         [(admin,)] = server.query("select connection_id()")
-        wait_until(lambda: hung_up(connection), timeout=30, what="the timeout")
+        wait_until(lambda: hung_up(connection), timeout=60, what="the timeout")
         assert server.query("select connection_id()") == [(admin,)]
 
 
@@ -180,7 +195,7 @@ def test_data_and_port_survive_restart_and_kill(server: MariaDB) -> None:
         with contextlib.closing(connect(server)) as connection:
             disturb()
             assert number == 0 or gone(pid)
-            assert hung_up(connection)
+            wait_until(partial(hung_up, connection), timeout=60, what="the client to hear of it")
         server.start()
         assert (server.port, server.pid == pid) == (port, False)
         assert server.query("select count(*) from dbguard.rows_") == [(number + 1,)]
@@ -204,14 +219,16 @@ def test_stopped_server_refuses_connections_and_queries_and_keeps_its_port(serve
 
 def test_paused_server_accepts_but_answers_nothing_until_resumed(server: MariaDB) -> None:
     server.pause()
-    with socket.create_connection((server.host, server.port), timeout=0.2) as client:
+    with socket.create_connection((server.host, server.port), timeout=60) as client:
+        client.settimeout(0.2)
         with pytest.raises(TimeoutError):
             client.recv(1)  # its greeting
         server.resume()
-        client.settimeout(30)
+        client.settimeout(60)
         assert client.recv(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["stop", "kill", "close"])
 def test_paused_server_can_be_ended_also_while_a_query_waits(own: MariaDB, end: str) -> None:
     own.query("select 1")
@@ -264,6 +281,7 @@ def test_plain_connections_are_served_beside_tls(tls: MariaDB) -> None:
         assert cursor.fetchone() == ("Ssl_cipher", "")
 
 
+@pytest.mark.slow
 def test_settings_reach_the_server_whatever_they_hold() -> None:
     with MariaDB(settings={"max_connections": "20", "init_connect": "set @a = 'it''s # \"here\"'"}) as server:
         assert server.query("select @@max_connections, @@init_connect") == [(20, "set @a = 'it''s # \"here\"'")]
@@ -277,6 +295,7 @@ def test_impossible_setting_fails_with_the_words_of_the_log_and_leaves_nothing()
     assert not server.socket_directory.exists()
 
 
+@pytest.mark.slow
 def test_given_directory_keeps_the_data_for_the_next_server() -> None:
     with MariaDB() as place:  # a directory that the server's account can reach
         directory = place.socket_directory / "kept"
@@ -315,15 +334,16 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 def test_nothing_is_left_when_the_owner_is_killed() -> None:
     with subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         try:
             pid, directory = json.loads(owner.stdout.readline())
             owner.send_signal(signal.SIGKILL)
-            owner.wait(30)
-            wait_until(lambda: gone(pid), timeout=30, what="the end of the server")
-            wait_until(lambda: not Path(directory).exists(), timeout=30, what="the end of its directory")
+            owner.wait(60)
+            wait_until(lambda: gone(pid), timeout=60, what="the end of the server")
+            wait_until(lambda: not Path(directory).exists(), timeout=60, what="the end of its directory")
         finally:
             owner.kill()
 

@@ -11,7 +11,7 @@ from sqlalchemy.pool import NullPool
 from wsgi_dbguard.lab import provision
 from wsgi_dbguard.lab.pgbouncer import PgBouncer
 from wsgi_dbguard.lab.postgres import PostgreSQL, ServerMissing
-from wsgi_dbguard.lab.process import gone
+from wsgi_dbguard.lab.process import gone, wait_until
 
 try:
     provision.program("pgbouncer", package="pgbouncer")
@@ -22,9 +22,16 @@ BACKEND = text("select pg_backend_pid()")
 
 
 @pytest.fixture(scope="module")
-def database() -> Iterator[PostgreSQL]:
+def running() -> Iterator[PostgreSQL]:
     with PostgreSQL() as server:
         yield server
+
+
+@pytest.fixture
+def database(running: PostgreSQL) -> PostgreSQL:
+    """Without the connections of the test before, whose backends may still be about to end."""
+    wait_until(lambda: not running.backends(), timeout=60, what="those of the test before to leave")
+    return running
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ both = pytest.mark.parametrize("start", [gunicorn, uwsgi])
 def test_guard_is_in_the_guarded_server_only(start: Callable[..., Server], guarded: bool, tmp_path: Path) -> None:
     (tmp_path / "telling.py").write_text(TELLING)
     with start("telling:application", guarded=guarded, directory=tmp_path, path=[tmp_path]) as server:
-        with urlopen(server.ready(), timeout=30) as response:
+        with urlopen(server.ready(), timeout=60) as response:
             loaded = response.read().decode().split()
         pids = [server.child.pid, *descendants(server.child.pid)]
     assert bool(loaded) is guarded

@@ -16,7 +16,7 @@ each_setup = pytest.mark.parametrize("setup", [pytest.param(setup, id=setup.name
 
 @each_setup
 def test_every_request_gets_its_own_answer(setup: Setup, postgres: PostgreSQL, tmp_path: Path) -> None:
-    outcome = cross_talk(setup, guarded=True, requests=1000, seconds=60.0, postgres=postgres, directory=tmp_path)
+    outcome = cross_talk(setup, guarded=True, requests=1000, seconds=200.0, postgres=postgres, directory=tmp_path)
     assert (outcome.load.wrong, outcome.load.failed) == (0, 0), outcome.load.errors
     assert outcome.load.requests == 1000
     assert outcome.kept

@@ -48,11 +48,12 @@ def test_recycled_workers_leave_no_backend_and_fail_no_request(name: str, postgr
     check(recycle(SETUPS[name], postgres, guarded=True, directory=tmp_path))
 
 
+@pytest.mark.timeout(600)
 def test_after_fifty_recycled_workers_the_backends_are_those_of_the_living(
     postgres: PostgreSQL, tmp_path: Path
 ) -> None:
     setup = replace(SETUPS["gunicorn gthread, preload, max_requests"], act=recycled(50))
-    outcome = recycle(setup, postgres, guarded=True, directory=tmp_path)
+    outcome = recycle(setup, postgres, guarded=True, directory=tmp_path, patience=400.0)
     check(outcome)
     assert outcome.recycled >= 50
 

@@ -64,7 +64,7 @@ def site(server: MariaDB, driver: str, *, guarded: bool) -> Iterator[tuple[Flask
 
 def spend_night(server: MariaDB) -> None:
     """Nobody asks for anything until the server has closed all connections."""
-    wait_until(lambda: not server.backends(), timeout=30.0, what="the end of all connections")
+    wait_until(lambda: not server.backends(), timeout=60.0, what="the end of all connections")
 
 
 @pytest.mark.parametrize("driver", INSTALLED)

@@ -61,13 +61,14 @@ def fail_over(site: Site, client: FlaskClient, new: PostgreSQL) -> None:
     old.query("ALTER SYSTEM SET default_transaction_read_only = on")
     old.query("SELECT pg_reload_conf()")
     # Each backend reads its configuration when it gets to it; there is one connection in the pool.
-    wait_until(lambda: client.get("/role").text == "on", timeout=10.0, what="the demotion")
+    wait_until(lambda: client.get("/role").text == "on", timeout=60.0, what="the demotion")
 
 
 def statuses(client: FlaskClient, times: int = WRITES) -> list[int]:
     return [client.post("/orders").status_code for _ in range(times)]
 
 
+@pytest.mark.slow
 def test_pre_ping_finds_nothing_wrong(pair: tuple[PostgreSQL, PostgreSQL]) -> None:
     first, second = pair
     site = Site(first)

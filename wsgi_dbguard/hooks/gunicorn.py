@@ -12,6 +12,12 @@ preloaded application opens at import is known, and `os.register_at_fork` cuts i
 was forked (new workers, USR2, "dirty" workers). `post_fork` does the same once more, for a Python that is not told of
 the fork.
 
+When gunicorn aborts a worker that gave no sign of life for `timeout` seconds, `worker_abort` stops on the server what
+the worker's connections are doing; without it a query goes on there after its client is gone. `post_worker_init` sees
+to it that this happens as well while the worker waits in psycopg2 or mysqlclient, where Python's signal handlers do not
+run. Threads and greenlets that wait for a query never make gunicorn abort their worker: the setting `deadline` of
+`DBGuard` is for those.
+
 Only hooks are exported: gunicorn takes every top-level name of the configuration that is a setting's name as that
 setting.
 """
@@ -19,17 +25,34 @@ setting.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any
 
+from wsgi_dbguard import aborts, canceller
 from wsgi_dbguard.fork import after_fork
 
-__all__ = ["compose", "post_fork"]
+__all__ = ["compose", "post_fork", "post_worker_init", "worker_abort"]
+
+logger = logging.getLogger(__name__)
 
 
 def post_fork(server: Any, worker: Any) -> None:
     """In each worker, before the application is loaded there. Never raises: that would shut the master down."""
     after_fork()
+
+
+def post_worker_init(worker: Any) -> None:
+    """In each worker, when the application is loaded: from here on SIGABRT is seen in the middle of a query."""
+    try:
+        aborts.listen()
+    except Exception:
+        logger.exception("SIGABRT will not be seen in the middle of a query")
+
+
+def worker_abort(worker: Any) -> None:
+    """In a worker that gunicorn aborts: stop its queries on the server, in half a second at most. Never raises."""
+    canceller.abort()
 
 
 def compose(*hooks: Callable[..., Any]) -> Callable[..., Any]:

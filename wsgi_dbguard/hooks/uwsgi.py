@@ -11,6 +11,10 @@ By ``shared-import`` and not by the application: with lazy-apps a hook that the 
 ``import`` comes too late for the first workers. uWSGI does not let Python see its forks (`os.register_at_fork` handlers
 do not run), and its switches for that kill workers on Python 3.13 or crash mules: neither is set by anything here.
 
+harakiri is SIGKILL: nothing in the worker can stop its query then, which goes on in the server. Let the setting
+``deadline`` of `DBGuard` be shorter than harakiri; and PostgreSQL's ``client_connection_check_interval`` has the server
+itself look now and then whether the client is still there. MySQL and MariaDB have nothing like it.
+
 If the application later puts a hook of its own in ``uwsgi.post_fork_hook`` directly, it replaces this one: let it call
 `wsgi_dbguard.after_fork` first. The guard would notice the fork at the next request all the same.
 """

@@ -54,7 +54,7 @@ def _drop(stage: Stage) -> None:
 def _drop_until_keepalive(stage: Stage) -> None:
     _drop(stage)
     guarded = [pool for pool in stage.pools if pool.guard is not None and pool.known]
-    wait_until(lambda: all(pool.ended >= SIZE for pool in guarded), timeout=10.0, what="keepalive", interval=0.02)
+    wait_until(lambda: all(pool.ended >= SIZE for pool in guarded), timeout=60.0, what="keepalive", interval=0.02)
 
 
 def _by_link(stage: Stage) -> None:

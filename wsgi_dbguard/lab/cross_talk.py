@@ -24,7 +24,8 @@ from .servers import APPS, Server, gunicorn, uwsgi
 
 __all__ = ["SETUPS", "Outcome", "Setup", "cross_talk"]
 
-TIMEOUT = 5.0  # seconds a client waits
+PATIENCE = 60.0  # seconds a client waits for a server that answers, however busy the machine
+HUNG = 5.0  # seconds a client waits for workers that read from one connection, and may wait for each other for ever
 GUNICORN = ("--workers=2", "--graceful-timeout=2")
 UWSGI = ("--master", "--processes=2", "--threads=2")
 
@@ -100,7 +101,8 @@ def cross_talk(
     ) as server:
         opened = _imported(server, setup, run, postgres)
         url = f"{server.ready()}/echo?token={{token}}"
-        load = LoadGenerator(url, requests=requests, seconds=seconds, timeout=TIMEOUT).run()
+        timeout = HUNG if setup.shares and not guarded else PATIENCE
+        load = LoadGenerator(url, requests=requests, seconds=seconds, timeout=timeout).run()
         still_open = _open_transactions(run, postgres)
         [(committed,)] = postgres.query("select count(*) from imported where run = %s", run)
     return Outcome(setup, guarded, load, still_open == opened, committed, left=_left(run, postgres))
@@ -129,14 +131,14 @@ def _open_transactions(run: str, postgres: PostgreSQL) -> list[int]:
 
 
 def _left(run: str, postgres: PostgreSQL) -> int:
-    """How many backends of `run` there are, as soon as there are none, or after 10 seconds."""
+    """How many backends of `run` there are, as soon as there are none, or after 30 seconds."""
 
     def backends() -> int:
         [(count,)] = postgres.query("select count(*) from pg_stat_activity where application_name = %s", run)
         return int(count)
 
     try:
-        wait_until(lambda: not backends(), timeout=10.0, what=f"the backends of {run}", interval=0.05)
+        wait_until(lambda: not backends(), timeout=30.0, what=f"the backends of {run}", interval=0.05)
     except TimeoutError:
         return backends()
     return 0

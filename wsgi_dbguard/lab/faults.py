@@ -86,17 +86,17 @@ BACKENDS = [
 
 
 def _idle_session(stage: Stage) -> None:
-    stage.on_each("SET idle_session_timeout = '50ms'")
+    stage.on_each("SET idle_session_timeout = '500ms'")
     stage.wait_for_end()
 
 
 def _wait_timeout(stage: Stage) -> None:
-    stage.on_each("SET SESSION wait_timeout = 1")
+    stage.on_each("SET SESSION wait_timeout = 2")
     stage.wait_for_end()
 
 
 def _global_interactive(stage: Stage) -> None:
-    stage.server.query("SET GLOBAL interactive_timeout = 3")
+    stage.server.query("SET GLOBAL interactive_timeout = 8")
 
 
 TIMEOUTS = [
@@ -106,7 +106,7 @@ TIMEOUTS = [
         lambda stage: stage.wait_for_end(1),
         POSTGRESQL,
         Moment.TRANSACTION,
-        session={"postgresql": ("SET idle_in_transaction_session_timeout = '300ms'",)},
+        session={"postgresql": ("SET idle_in_transaction_session_timeout = '3s'",)},
     ),
     Fault("wait_timeout", _wait_timeout, MARIADB),
     Fault(
@@ -123,7 +123,7 @@ TIMEOUTS = [
         lambda stage: stage.wait_for_end(1),
         MARIADB,
         Moment.TRANSACTION,
-        session={"mariadb": ("SET SESSION idle_transaction_timeout = 1",)},
+        session={"mariadb": ("SET SESSION idle_transaction_timeout = 3",)},
     ),
 ]
 
@@ -136,6 +136,7 @@ def _notify(stage: Stage) -> None:
     stage.wait_for_news()
 
 
+_PATIENT = {"ping_timeout": 20.0}  # seconds: the servers are well, however busy the machine
 NEWS = [
     Fault(
         "notification pending",
@@ -144,6 +145,7 @@ NEWS = [
         breaks=False,
         reconnects=0,
         pings=SIZE,
+        settings=_PATIENT,
         session={"postgresql": ("LISTEN matrix",)},
     ),
     Fault(
@@ -154,6 +156,7 @@ NEWS = [
         breaks=False,
         reconnects=0,
         pings=SIZE,
+        settings=_PATIENT,
         session={"postgresql": ("LISTEN quiet", "SET trace_notify = on", "SET client_min_messages = debug1")},
     ),
 ]
@@ -282,7 +285,7 @@ def _demote(stage: Stage) -> None:
             return bool(connection.exec_driver_sql("SHOW default_transaction_read_only").scalar_one() == "on")
 
         for pool in stage.pools:
-            pool.with_all(lambda connection: wait_until(lambda: demoted(connection), timeout=10.0, what="the demotion"))
+            pool.with_all(lambda connection: wait_until(lambda: demoted(connection), timeout=60.0, what="the demotion"))
 
 
 def _promote(stage: Stage) -> None:
@@ -312,6 +315,7 @@ ACCESS = [
         "primary demoted",
         _fail_over,
         undo=_promote,
+        settings=_PATIENT,
         writes=True,
         reconnects=SIZE,
         costs=THREADS,
@@ -321,12 +325,20 @@ ACCESS = [
         "read-only for good",
         _demote,
         undo=_promote,
+        settings=_PATIENT,
         writes=True,
         reconnects=2 * SIZE,
         costs=REQUESTS * THREADS,
         note="no write can succeed; what matters is that the pool is not replaced with each of them.",
     ),
-    Fault("READ ONLY transactions", _write_in_read_only_transactions, breaks=False, reconnects=0, writes=True),
+    Fault(
+        "READ ONLY transactions",
+        _write_in_read_only_transactions,
+        breaks=False,
+        reconnects=0,
+        settings=_PATIENT,
+        writes=True,
+    ),
 ]
 
 # The application itself

@@ -92,7 +92,7 @@ class Forks:
             return type(error).__name__
         return None
 
-    def wait(self, condition: Callable[[], Any], *, timeout: float = 20.0) -> None:
+    def wait(self, condition: Callable[[], Any], *, timeout: float = 60.0) -> None:
         """Return when `condition` is true. Raises TimeoutError."""
         deadline = time.monotonic() + timeout
         while not condition():
@@ -111,7 +111,7 @@ class Forks:
     def tell(self, **message: Any) -> None:
         os.write(self._questions, json.dumps(message).encode() + b"\n")
 
-    def child(self, live: Callable[[], Any], *, by: By = "os.fork", leave: Leave = "end", timeout: float = 20.0) -> Any:
+    def child(self, live: Callable[[], Any], *, by: By = "os.fork", leave: Leave = "end", timeout: float = 60.0) -> Any:
         """Fork, call `live` in the child, end the child; returns what `live` returned, in JSON's types.
 
         When `live` raised, the child ended with an error or was not gone after `timeout` seconds (it is killed then),
@@ -205,7 +205,7 @@ def run(
     log: Path,
     answer: Callable[[str], Any] | None = None,
     options: Sequence[str] = ("-X", "dev"),
-    timeout: float = 60.0,
+    timeout: float = 180.0,
     **arguments: Any,
 ) -> Any:
     """Run `scenario` in an interpreter started with `options`, and return what it returned, in JSON's types.

@@ -26,10 +26,10 @@ from sqlalchemy import URL, Engine, create_engine, text
 __all__ = ["KINDS", "interrupt"]
 
 KINDS = ("KeyboardInterrupt", "SystemExit", "gevent.Timeout")
-AFTER = 0.1  # seconds
-QUERY = 0.3  # seconds that the query takes; a driver in C notices a signal only when it ends
+AFTER = 0.2  # seconds
+QUERY = 0.6  # seconds that the query takes; a driver in C notices a signal only when it ends
 ROUNDS = 2
-TIMEOUT = 20.0  # seconds for the whole process, which without a hang takes two
+TIMEOUT = 120.0  # seconds for the whole process, which without a hang takes four
 
 _SLEEP = {
     "postgresql": "SELECT CAST(:token AS CHAR(36)), pg_sleep(:seconds)",

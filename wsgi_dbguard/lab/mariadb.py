@@ -136,12 +136,12 @@ class MariaDB(DatabaseServer):
 
         Returns how many were there, when all of those are gone and their sockets closed. Idle means outside a
         transaction, as InnoDB sees it; its list of transactions is up to 0.1 s old. Raises TimeoutError when some are
-        still there after 10 seconds.
+        still there after a minute.
         """
         idle = "command = 'Sleep' and id not in (select trx_mysql_thread_id from information_schema.innodb_trx)"
         ended = [number for number in ids or self._backends(idle) if self._kill(number)]
         # A connection leaves the list after its socket was closed (sql_connect.cc: close_connection, unlink_thd).
-        wait_until(lambda: not set(ended) & self._listed(), timeout=10.0, what=f"the end of {ended}", interval=0.002)
+        wait_until(lambda: not set(ended) & self._listed(), timeout=60.0, what=f"the end of {ended}", interval=0.002)
         return len(ended)
 
     def _kill(self, number: int) -> bool:

@@ -3,7 +3,8 @@
 A pool of five connections serves requests of three threads. The fault strikes while they rest, with every connection in
 the pool, or with one of them in use by a request of its own; then the threads go on. A request that fails or hangs is
 counted for what it was: its connection *in use* when the fault struck, which no check at checkout can mend, or *in the
-pool*, which is what the guard is for. What a request may wait is bounded: after `LIMIT` seconds it counts as hung.
+pool*, which is what the guard is for. What a request may wait is bounded: after `LIMIT` seconds it counts as hung, with
+the guard, or where nobody is to fail, after `BUSY`.
 
 Example::
 
@@ -30,11 +31,18 @@ from .interrupts import interrupt
 from .process import wait_until
 from .stage import Stage
 
-__all__ = ["LIMIT", "Outcome", "play"]
+__all__ = ["BUSY", "LIMIT", "Outcome", "limit", "play"]
 
-LIMIT = 5.0  # seconds a request may take; the settings of the stage allow a fraction of it
+LIMIT = 5.0  # seconds a request may take that nothing looks after; without an answer it would wait for minutes
+BUSY = 20.0  # the same for one that must not hang; the settings of the stage allow a fraction, on a machine at rest
+READY = 60.0  # seconds for what has to be there before the fault
 
 _tokens = itertools.count(1)
+
+
+def limit(fault: Fault, contender: Contender) -> float:
+    """Seconds after which a request counts as hung."""
+    return BUSY if contender is Contender.GUARD or fault.breaks is False else LIMIT
 
 
 @dataclass
@@ -69,7 +77,7 @@ class Outcome:
             return []
         promises = [
             (self.wrong == 0, f"{self.wrong} wrong answers"),
-            (self.hung == 0, f"{self.hung} requests hung for {LIMIT:g} s"),
+            (self.hung == 0, f"{self.hung} requests hung for {limit(self.fault, self.contender):g} s"),
             (self.failed <= self.fault.costs, f"{self.failed} requests failed: {self.errors[:3]}"),
             (
                 self.fault.reconnects is None or self.connects <= self.fault.reconnects,
@@ -89,6 +97,7 @@ class _Run:
     def __init__(self, pool: Pool, outcome: Outcome) -> None:
         self.pool = pool
         self.outcome = outcome
+        self.limit = limit(outcome.fault, outcome.contender)
         self.lock = threading.Lock()
         self.running: dict[int, float] = {}  # since when, by thread
         self.over = False
@@ -101,9 +110,9 @@ class _Run:
 
     def request(self, ask: Callable[[str], str], *, in_use: bool = False) -> None:
         """One request, whatever comes of it."""
-        token, me, begun = f"token-{next(_tokens)}", threading.get_ident(), time.monotonic()
+        token, me = f"token-{next(_tokens)}", threading.get_ident()
         with self.lock:
-            self.running[me] = begun
+            self.running[me] = time.monotonic()
         error: Exception | None = None
         answer = token
         try:
@@ -113,7 +122,7 @@ class _Run:
         with self.lock:
             if self.over:
                 return
-            del self.running[me]
+            begun = self.running.pop(me)
             outcome = self.outcome
             outcome.requests += 1
             outcome.slowest = max(outcome.slowest, time.monotonic() - begun)
@@ -125,18 +134,23 @@ class _Run:
                 else:
                     outcome.failed += 1
 
+    def struck(self) -> None:
+        """From now on count what the requests that are under way have to wait: the fault may have taken its time."""
+        with self.lock:
+            self.running = dict.fromkeys(self.running, time.monotonic())
+
     def requests(self) -> None:
         for _ in range(REQUESTS):
             if not self.over:
                 self.request(self.pool.ask)
 
     def finish(self) -> None:
-        """Wait for the threads; a request that takes longer than `LIMIT` hangs."""
+        """Wait for the threads; a request that takes longer than its limit hangs."""
         while any(thread.is_alive() for thread in self.threads):
             with self.lock:
                 now = time.monotonic()
                 oldest = min(self.running.values(), default=now)
-                if now - oldest > LIMIT:
+                if now - oldest > self.limit:
                     break
             for thread in self.threads:
                 thread.join(0.02)
@@ -168,7 +182,7 @@ class _Victim:
             if self.moment is Moment.QUERY:
                 connection.exec_driver_sql(self.stage.dialect.sleep)
             else:
-                self.struck.wait(LIMIT)
+                self.struck.wait(READY)
             return self.pool.echo(connection, token)
 
 
@@ -180,13 +194,15 @@ def _victims(stage: Stage, fault: Fault, runs: Sequence[_Run]) -> Iterator[None]
         return
     victims = [_Victim(stage, fault.moment, run) for run in runs]
     for victim in victims:
-        if not victim.ready.wait(LIMIT):
+        if not victim.ready.wait(READY):
             raise RuntimeError(f"{fault}: a connection did not get there")
     if fault.moment is Moment.QUERY:
-        wait_until(lambda: stage.asleep() >= len(runs), timeout=LIMIT, what="queries that sleep")
+        wait_until(lambda: stage.asleep() >= len(runs), timeout=READY, what="queries that sleep")
     try:
         yield
     finally:
+        for run in runs:
+            run.struck()
         for victim in victims:
             victim.struck.set()
 
@@ -237,7 +253,7 @@ def _play(stage: Stage, fault: Fault, drivers: Sequence[Driver], contenders: Seq
     for run in runs:
         run.pool.cut()
         for thread in run.threads:
-            thread.join(10.0)
+            thread.join(60.0)
     return [run.outcome for run in runs]
 
 

@@ -136,14 +136,14 @@ class PostgreSQL(DatabaseServer):
 
         Returns how many were told to end, when all of those are gone and their sockets closed. Idle means outside a
         transaction; a backend that gets a query between the look and the signal ends all the same. Raises TimeoutError
-        when some are still there after 10 seconds.
+        when some are still there after a minute.
         """
         chosen = list(pids) or self._backends("state = 'idle'")
         rows = self.query("select pid, pg_terminate_backend(pid) from unnest(%s::int[]) as pid", chosen)
         ended = [pid for pid, told in rows if told]
         # pg_stat_activity forgets a backend before the kernel closes its socket, and a client that looks in between
         # still finds it healthy. So wait for the process.
-        wait_until(lambda: all(map(gone, ended)), timeout=10.0, what=f"the end of {ended}", interval=0.002)
+        wait_until(lambda: all(map(gone, ended)), timeout=60.0, what=f"the end of {ended}", interval=0.002)
         return len(ended)
 
     def _backends(self, condition: str) -> list[int]:
@@ -211,7 +211,7 @@ class PostgreSQL(DatabaseServer):
             user=NAME,
             dbname=database,
             application_name=ADMIN,
-            connect_timeout=10,
+            connect_timeout=30,
         )
         connection.autocommit = True
         return connection

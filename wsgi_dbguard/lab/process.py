@@ -215,8 +215,8 @@ class Child:
         # Frozen first: otherwise children would see their parent die and clean up, or fork anew.
         pids = _freeze(self.pid)
         _signal(pids, signal.SIGKILL)
-        self.wait(10.0)
-        wait_until(lambda: all(map(gone, pids)), timeout=10.0, what=f"the end of {pids}", interval=0.002)
+        self.wait(60.0)
+        wait_until(lambda: all(map(gone, pids)), timeout=60.0, what=f"the end of {pids}", interval=0.002)
         return pids
 
     def pause(self) -> list[int]:

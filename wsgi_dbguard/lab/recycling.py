@@ -40,7 +40,7 @@ __all__ = ["SOME", "Act", "Database", "Outcome", "Running", "Setup", "recycle"]
 Database = PostgreSQL | MariaDB
 Act = Callable[["Running"], object]
 
-TIMEOUT = 10.0  # seconds a client waits
+TIMEOUT = 30.0  # seconds a client waits
 SOME = 50  # requests that are answered when it has happened
 
 _SPAWNED = re.compile(r"Booting worker with pid: (\d+)|(?:S|s|Res)pawned uWSGI worker \d+ \((?:new )?pid: (\d+)")
@@ -167,7 +167,7 @@ def recycle(
     guarded: bool,
     directory: Path,
     opening: bool = True,
-    patience: float = 60.0,
+    patience: float = 120.0,
 ) -> Outcome:
     """Start the server, load it, have `setup.act` happen to it, and look at the database from outside.
 
@@ -255,7 +255,7 @@ def _astray(database: Database, server: Server, before: set[int], patience: floa
         return not found
 
     with suppress(TimeoutError):
-        wait_until(look, timeout=min(patience, 10.0), what="backends with one holder", interval=0.05)
+        wait_until(look, timeout=min(patience, 30.0), what="backends with one holder", interval=0.05)
     return found
 
 
@@ -266,5 +266,5 @@ def _left(database: Database, before: set[int]) -> int:
         return not set(_ends(database)) - before
 
     with suppress(TimeoutError):
-        wait_until(none, timeout=20.0, what="the end of all backends", interval=0.05)
+        wait_until(none, timeout=30.0, what="the end of all backends", interval=0.05)
     return len(set(_ends(database)) - before)

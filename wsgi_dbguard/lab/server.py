@@ -100,7 +100,7 @@ class PrivateServer(ABC):
             raise RuntimeError(f"{self!r} has no process")
         return self._child.pid
 
-    def start(self, *, timeout: float = 30.0) -> None:
+    def start(self, *, timeout: float = 60.0) -> None:
         """Start the server and return once it serves; nothing when it runs.
 
         Raises RuntimeError with the end of the server's log when it ends instead, TimeoutError after `timeout` seconds.
@@ -299,7 +299,7 @@ class DatabaseServer(PrivateServer):
                 connection.close()
             self._admin = None
         # A server that lost a backend to a signal refuses connections until it has recovered.
-        wait_until(self._served, timeout=30.0, what=f"{self!r} to serve")
+        wait_until(self._served, timeout=60.0, what=f"{self!r} to serve")
         self._admin = os.getpid(), self._connect()
         return self._admin[1]
 

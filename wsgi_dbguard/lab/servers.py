@@ -91,7 +91,7 @@ class Server:
             if not gone(pid):  # uWSGI without a master: nobody tells the other workers
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: all(map(gone, pids)), timeout=10.0, what=f"the end of {pids}")
+        wait_until(lambda: all(map(gone, pids)), timeout=60.0, what=f"the end of {pids}")
 
     def _bound(self) -> str:
         self._check()

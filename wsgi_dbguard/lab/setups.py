@@ -88,7 +88,7 @@ def interrupted(running: Running) -> None:
 def _gunicorn(worker: str, *options: str, act: Act, preloaded: bool = True, **more: object) -> Setup:
     threads = ("--threads=2",) if worker == "gthread" else ()
     preload = ("--preload",) if preloaded else ()
-    common = (f"--worker-class={worker}", *threads, *preload, "--workers=2", "--graceful-timeout=5")
+    common = (f"--worker-class={worker}", *threads, *preload, "--workers=2", "--graceful-timeout=20")
     return Setup("gunicorn", (*common, *options), act, preloaded, **more)  # type: ignore[arg-type]
 
 
@@ -137,8 +137,8 @@ RELOADING = {
 """All workers are replaced, or their number changes."""
 
 INTERRUPTING = {
-    "gunicorn sync, preload, timeout": _gunicorn("sync", "--timeout=3", act=interrupted),
-    "uWSGI harakiri": _uwsgi(*MASTER, "--harakiri=3", act=interrupted),
+    "gunicorn sync, preload, timeout": _gunicorn("sync", "--timeout=6", act=interrupted),
+    "uWSGI harakiri": _uwsgi(*MASTER, "--harakiri=6", act=interrupted),
 }
 """A worker is killed in the middle of a query."""
 

@@ -233,13 +233,13 @@ class Stage:
         """How many connections are in the middle of a query that sleeps."""
         return len(self.server.query(self.dialect.asleep))
 
-    def wait_for_end(self, each: int = SIZE, timeout: float = 10.0) -> None:
+    def wait_for_end(self, each: int = SIZE, timeout: float = 60.0) -> None:
         """Wait until the end of `each` connections of every pool has come to the clients."""
         known = [pool for pool in self.pools if pool.known]
         what = f"the end of {each} connections of each pool"
         wait_until(lambda: all(pool.ended >= each for pool in known), timeout=timeout, what=what, interval=0.02)
 
-    def wait_for_news(self, timeout: float = 10.0) -> None:
+    def wait_for_news(self, timeout: float = 60.0) -> None:
         """Wait until something has arrived on every connection that lies in a pool."""
         known = [pool for pool in self.pools if pool.known]
         wait_until(lambda: all(pool.news >= SIZE for pool in known), timeout=timeout, what="news", interval=0.02)

@@ -17,7 +17,7 @@ import struct
 
 __all__ = ["TIMEOUT", "abort", "fill", "is_reset", "is_reset_after_fin", "read"]
 
-TIMEOUT = 20.0  # seconds; only what is broken makes a test wait this long
+TIMEOUT = 60.0  # seconds; only what is broken makes a test wait this long
 
 
 def read(sock: socket.socket, size: int) -> bytes:
@@ -60,9 +60,9 @@ def abort(sock: socket.socket) -> None:
 
 
 def fill(sock: socket.socket) -> int:
-    """Send zeros until nothing more is taken for 0.2 s; how many were."""
+    """Send zeros until nothing more is taken for 0.5 s; how many were."""
     sent = 0
-    sock.settimeout(0.2)
+    sock.settimeout(0.5)
     try:
         while sent < 1 << 28:
             sent += sock.send(bytes(65536))

@@ -1,7 +1,8 @@
 """A token echo by way of the database, plain WSGI on plain SQLAlchemy, that misbehaves at import as it is told to.
 
 ``GET /echo?token=T`` answers with T, which went to the database and back; any other path answers without the database.
-``DATABASE_URL`` names the database, and two variables say what the import does there:
+``DATABASE_URL`` names the database, ``ECHO_PRE_PING=1`` is ``pool_pre_ping``, and two variables say what the import
+does:
 
 - ``ECHO_CONNECTIONS=2``: open two connections at once and give them back to the pool.
 - ``ECHO_TRANSACTION=R``: insert R into the table ``imported`` and leave that transaction open for ever.
@@ -24,7 +25,7 @@ from sqlalchemy import Connection, create_engine, text
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-engine = create_engine(os.environ["DATABASE_URL"])
+engine = create_engine(os.environ["DATABASE_URL"], pool_pre_ping=bool(os.environ.get("ECHO_PRE_PING")))
 left_open: list[Connection] = []
 
 

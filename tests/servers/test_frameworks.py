@@ -1,0 +1,150 @@
+"""Flask, Django and Pyramid applications, unchanged but for the wrapping, through all that a database does to them.
+
+Each scenario is played on a real gunicorn and PostgreSQL, first without the guard: what users see today.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+from wsgi_dbguard.lab.postgres import PostgreSQL
+from wsgi_dbguard.lab.process import wait_until
+from wsgi_dbguard.lab.shop import COMMIT, TABLE, Shop, row
+
+pytestmark = pytest.mark.slow
+
+Open: TypeAlias = Callable[..., Shop]
+
+
+@pytest.fixture(params=["shop_flask", "shop_django", "shop_pyramid"])
+def app(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=[False, True], ids=["unguarded", "guarded"])
+def guarded(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture
+def shop(app: str, guarded: bool, postgres: PostgreSQL, tmp_path: Path) -> Iterator[Shop]:
+    """With one thread: a session that is made for each thread is one for all requests."""
+    with Shop(app, postgres, tmp_path, guarded=guarded) as shop:
+        yield shop
+
+
+@pytest.fixture
+def busy_shop(app: str, guarded: bool, postgres: PostgreSQL, tmp_path: Path) -> Iterator[Shop]:
+    """With four threads, and a pool of three connections."""
+    with Shop(app, postgres, tmp_path, guarded=guarded, threads=4) as shop:
+        yield shop
+
+
+def seen(shop: Shop, *, path: str = "/items") -> str:
+    return str(shop.ask("GET", path))
+
+
+def test_connection_that_died_in_the_pool(shop: Shop, guarded: bool) -> None:
+    assert seen(shop) == "200"
+    shop.postgres.terminate(*shop.backends())
+    assert seen(shop) == ("200" if guarded else "500")
+
+
+def test_connection_that_dies_in_the_middle_of_a_get(shop: Shop, guarded: bool) -> None:
+    with shop.locked(TABLE):
+        answer = shop.later("GET", "/items")
+        (first,) = shop.waiting(1)
+        shop.postgres.terminate(first)
+        if guarded:
+            assert shop.waiting(1) != [first]
+    assert str(answer.result()) == ("200" if guarded else "500")
+
+
+def test_connection_that_dies_in_the_middle_of_a_post(shop: Shop, guarded: bool) -> None:
+    with shop.locked(TABLE):
+        answer = shop.later("POST", "/items", name="chisel")
+        shop.postgres.terminate(*shop.waiting(1))
+        assert str(answer.result()) == ("503 unavailable" if guarded else "500")
+    assert shop.names() == ["anvil", "bellows"]
+
+
+def test_connection_that_dies_during_commit(shop: Shop, guarded: bool) -> None:
+    with shop.locked(COMMIT):
+        answer = shop.later("POST", "/items", name="chisel")
+        shop.waiting(1)
+        shop.proxy.reset()
+        assert str(answer.result()) == ("503 outcome-unknown" if guarded else "500")
+    # The server heard nothing of it.
+    wait_until(lambda: "chisel" in shop.names(), timeout=60.0, what="the commit")
+
+
+def test_two_updates_of_one_row(busy_shop: Shop, guarded: bool) -> None:
+    with busy_shop.locked(row(1)):
+        both = [busy_shop.later("POST", "/items/1/sell") for _ in range(2)]
+        busy_shop.waiting(2)
+    assert sorted(str(each.result()) for each in both) == ["200", "409 conflict" if guarded else "500"]
+
+
+def test_exhausted_pool(busy_shop: Shop, guarded: bool) -> None:
+    with busy_shop.locked(TABLE):
+        served = [busy_shop.later("GET", "/items") for _ in range(3)]
+        busy_shop.waiting(3)
+        assert seen(busy_shop) == ("503 unavailable" if guarded else "500")
+    assert [str(each.result()) for each in served] == ["200", "200", "200"]
+
+
+def test_own_error_stays_the_applications(shop: Shop, guarded: bool) -> None:
+    assert seen(shop, path="/broken") == "500"
+    assert seen(shop) == "200"
+
+
+def test_own_error_after_a_failure_that_was_got_over_stays_the_applications(shop: Shop, guarded: bool) -> None:
+    assert shop.ask("GET", "/report").body == "3"
+    with shop.locked(TABLE):
+        answer = shop.later("GET", "/report")
+        shop.postgres.terminate(*shop.waiting(1))
+        assert str(answer.result()) == "500"
+
+
+def test_integrity_error_stays_the_applications(shop: Shop, guarded: bool) -> None:
+    assert str(shop.ask("POST", "/items", name="anvil")) == "500"
+
+
+def test_session_that_a_failure_made_invalid(shop: Shop, app: str, guarded: bool) -> None:
+    with shop.locked(TABLE):
+        answer = shop.later("POST", "/items", name="chisel")
+        shop.postgres.terminate(*shop.waiting(1))
+        answer.result()
+    # Those of Flask-SQLAlchemy and of a Pyramid request end with it.
+    invalid = app == "shop_django" and not guarded
+    assert [seen(shop) for _ in range(3)] == ["500" if invalid else "200"] * 3
+    if invalid:
+        assert "Can't reconnect until invalid transaction is rolled back" in shop.server.child.output()
+
+
+def test_stream_comes_as_it_is_made(shop: Shop, app: str, guarded: bool) -> None:
+    with shop.locked(TABLE):
+        stream = shop.open("GET", "/items.csv")
+        assert (stream.status, stream.readline()) == (200, b"name,stock\n")
+        shop.waiting(1)
+    with stream:
+        assert stream.read() == b"anvil,10\nbellows,10\n"
+    if guarded or app != "shop_django":
+        # Nothing is left open by it.
+        wait_until(lambda: not shop.backends("state <> 'idle'"), timeout=60.0, what="idle connections")
+    else:
+        assert shop.backends("state = 'idle in transaction'") != []
+
+
+def test_stream_whose_connection_dies_is_cut_short_and_harms_no_other(shop: Shop, app: str, guarded: bool) -> None:
+    with shop.locked(TABLE):
+        stream = shop.open("GET", "/items.csv")
+        assert (stream.status, stream.readline()) == (200, b"name,stock\n")
+        shop.postgres.terminate(*shop.waiting(1))
+        with stream, pytest.raises(ConnectionError):
+            stream.read()
+    assert seen(shop) == ("200" if guarded or app != "shop_django" else "500")

@@ -1,0 +1,257 @@
+"""What a statement changes on its connection that outlives the transaction: settings, locks, temporary tables.
+
+Read from its text, so only what is plain there: not what a function or a procedure does by itself, not variables that
+a SELECT assigns in MySQL. In doubt something is changed. Nothing is by SET LOCAL in PostgreSQL, SET TRANSACTION and
+SET GLOBAL.
+
+Example::
+
+    changes("SET search_path TO tenant", None, "postgresql")    # (Change("search_path", ...),)
+    changes("select pg_advisory_unlock(%s)", (42,), "postgresql")  # (Change("lock 42", undo=True),)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from . import arguments
+from .arguments import Argument
+
+__all__ = ["ANYTHING", "COMMIT", "DATABASE", "Change", "changes", "touches"]
+
+ANYTHING = "anything"  # not to be put right
+COMMIT = "commit"
+DATABASE = "database()"
+_LONGEST = 4096  # characters
+_BEGINNING = 256  # characters: of a longer statement, which is full of data
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing that is changed; with `undo` put back to what it was.
+
+    `key` names it: a setting by its name, ``@name`` a variable of MySQL's, and other things by kind and name ("lock
+    42", "temp orders"); ``*`` as the name stands for all of the kind. `transactional`: a rollback undoes it.
+    """
+
+    key: str
+    undo: bool = False
+    transactional: bool = False
+    reset: bool = False  # to what the server thinks right
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """Of a function, whose arguments may be known only when the statement is sent."""
+
+    name: str
+    arguments: tuple[Argument, ...]
+
+
+_TOUCHES = re.compile(
+    r"""(?:^|;|\*/|--[^\n]*\n)\s*(?:set|reset|use|discard|listen|unlisten|lock|unlock|flush|prepare|deallocate|declare
+        |close|commit|end|drop)\b
+    | \btemp(?:orary)?\b | \bset_config\s*\( | _advisory_(?:un)?lock | \b(?:get|release)_lock | \brelease_all_locks""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def touches(statement: str) -> bool:
+    """Whether `statement` may change such a thing: a cheap look, to be followed by `changes`."""
+    # Optimization: SQLAlchemy sends the same few texts again and again.
+    return _touches(statement) if len(statement) <= _LONGEST else bool(_TOUCHES.search(statement, 0, _BEGINNING))
+
+
+@lru_cache(maxsize=512)
+def _touches(statement: str) -> bool:
+    return _TOUCHES.search(statement) is not None
+
+
+def changes(statement: str, parameters: Any, dialect: str) -> tuple[Change, ...]:
+    """What `statement` changes with `parameters` (the driver's); `dialect` is SQLAlchemy's name of the database."""
+    found: list[Change] = []
+    for each in _parse(statement[:_LONGEST], dialect == "postgresql"):
+        if isinstance(each, Change):
+            found.append(each)
+        elif change := _called(each, parameters):
+            found.append(change)
+    return tuple(found)
+
+
+@lru_cache(maxsize=256)
+def _parse(statement: str, postgresql: bool) -> tuple[Change | _Call, ...]:
+    found: list[Change | _Call] = []
+    for part in statement.split(";"):
+        text = _COMMENTS.sub(" ", part).strip()
+        if not text:
+            continue
+        word = text.split(None, 1)[0].lower()
+        rest = text[len(word) :].strip()
+        if word == "set":
+            found += _postgresql_set(rest) if postgresql else _mysql_set(rest)
+        else:
+            found += _other(word, rest, text, postgresql)
+    for match in _CALLS.finditer(statement):
+        found.append(_Call(match[1].lower(), arguments.parse(statement, match.end())))
+    return tuple(found)
+
+
+_COMMENTS = re.compile(r"/\*.*?\*/|--[^\n]*(?:\n|$)", re.DOTALL)
+_CALLS = re.compile(
+    r"\b(set_config|pg_(?:try_)?advisory_lock(?:_shared)?|pg_advisory_unlock(?:_shared|_all)?"
+    r"|get_lock|release_lock|release_all_locks)\s*\(",
+    re.IGNORECASE,
+)
+_NAME = r'["`]?([a-z_][\w.$]*)["`]?'
+_TEMPORARY = re.compile(
+    r"(?:create\s+(?:or\s+replace\s+)?(?:(?:local|global)\s+)?|\binto\s+(?:(?:local|global)\s+)?)temp(?:orary)?\s+"
+    rf"(?:recursive\s+)?(?:(?:table|view|sequence)\s+)?(?:if\s+not\s+exists\s+)?(?:[\w\"`]+\.)?{_NAME}",
+    re.IGNORECASE,
+)
+_ON_COMMIT_DROP = re.compile(r"\bon\s+commit\s+drop\b", re.IGNORECASE)
+_DROP = re.compile(
+    r"(?:temporary\s+)?(?:table|view|sequence)\s+(?:if\s+exists\s+)?(.*?)\s*(?:cascade|restrict)?$",
+    re.IGNORECASE | re.DOTALL,
+)
+_DEALLOCATE = re.compile(rf"(?:prepare\s+)?{_NAME}", re.IGNORECASE)
+_WITH_HOLD = re.compile(rf"{_NAME}.*?\bcursor\s+with\s+hold\b", re.IGNORECASE | re.DOTALL)
+_ALL = ("*", "all")
+
+
+def _other(word: str, rest: str, text: str, postgresql: bool) -> Iterator[Change]:
+    """Of any statement but SET."""
+    if word in ("create", "select", "with") and (match := _TEMPORARY.search(text)):
+        if not (postgresql and _ON_COMMIT_DROP.search(text)):
+            yield Change(f"temp {match[1].lower()}", transactional=postgresql)
+    elif word == "drop" and (match := re.match(r"prepare\s+(.*)", rest, re.IGNORECASE)):
+        yield Change(f"prepared {match[1].lower()}", undo=True)
+    elif word == "drop" and (match := _DROP.match(rest)):
+        for name in match[1].split(","):
+            yield Change(f"temp {_bare(name)}", undo=True, transactional=postgresql)
+    elif word == "prepare" and not re.match(r"transaction\b", rest, re.IGNORECASE):
+        yield Change(f"prepared {_bare(rest.partition('(')[0].partition(' ')[0])}")
+    elif word == "deallocate" and (match := _DEALLOCATE.match(rest)):
+        yield Change(f"prepared {'*' if match[1].lower() == 'all' else match[1].lower()}", undo=True)
+    elif postgresql:
+        yield from _postgresql_other(word, rest)
+    else:
+        yield from _mysql_other(word, rest, text)
+
+
+def _bare(name: str) -> str:
+    """The last part of a name, without quotes and schema."""
+    return name.strip().rpartition(".")[2].strip('"` ').lower()
+
+
+def _postgresql_other(word: str, rest: str) -> Iterator[Change]:
+    if word in ("commit", "end"):
+        yield Change(COMMIT)
+    elif word == "reset":
+        for change in _postgresql_set(rest):
+            yield replace(change, reset=True)
+    elif word == "listen":
+        yield Change(f"listen {_bare(rest)}", transactional=True)
+    elif word == "unlisten":
+        yield Change(f"listen {_bare(rest)}", undo=True, transactional=True)
+    elif word == "declare" and (match := _WITH_HOLD.match(rest)):
+        yield Change(f"cursor {match[1].lower()}", transactional=True)
+    elif word == "close":
+        yield Change(f"cursor {'*' if rest.lower() in _ALL else _bare(rest)}", undo=True)
+    elif word == "discard" and rest.lower() in ("all", "temp", "temporary"):
+        for kind in ("temp",) if rest.lower() != "all" else ("temp", "prepared", "listen", "lock", "cursor"):
+            yield Change(f"{kind} *", undo=True)
+        if rest.lower() == "all":  # also of what was set when the connection was opened
+            yield Change(ANYTHING)
+
+
+_SPECIAL = {"time zone": "timezone", "names": "client_encoding", "schema": "search_path", "role": "role",
+            "xml option": "xmloption"}  # fmt: skip
+_CHARACTERISTICS = ("default_transaction_isolation", "default_transaction_read_only", "default_transaction_deferrable")
+_NOT_OF_THE_SESSION = re.compile(r"(?:local|transaction|constraints|seed)\b", re.IGNORECASE)
+
+
+def _postgresql_set(rest: str) -> Iterator[Change]:
+    if _NOT_OF_THE_SESSION.match(rest):
+        return
+    text = re.sub(r"^session\s+", "", rest, flags=re.IGNORECASE)
+    lower = " ".join(text.lower().split(None, 2)[:2])
+    if lower.startswith("characteristics as"):
+        for name in _CHARACTERISTICS:
+            yield Change(name, transactional=True)
+        return
+    for words, name in _SPECIAL.items():
+        if lower == words or lower.startswith(f"{words} "):
+            yield Change(name, transactional=True)
+            return
+    match = re.match(rf"{_NAME}\s*(?:=|to\b|$)", text, re.IGNORECASE)
+    known = match is not None and match[1].lower() not in ("all", "authorization")
+    yield Change(match[1].lower() if match and known else ANYTHING, transactional=True)
+
+
+# Other spellings, and what a statement sets beside what it names.
+_NAMES = ("character_set_client", "character_set_results", "character_set_connection", "collation_connection")
+_MYSQL_NOT_OF_THE_SESSION = re.compile(r"(?:transaction|password|default\s+role|statement)\b", re.IGNORECASE)
+_ASSIGNMENT = re.compile(
+    r"(?:(global|session|local|persist|persist_only)\s+)?(@@(?:(global|session|local|persist|persist_only)\.)?|@)?"
+    r"`?([a-z_][\w$]*)`?\s*:?=",
+    re.IGNORECASE,
+)
+_FOR_ONE_STATEMENT = frozenset({"insert_id", "last_insert_id", "identity", "rand_seed1", "rand_seed2"})
+_CLOCK = "timestamp"  # what it was is not what it is to be
+
+
+def _mysql_set(rest: str) -> Iterator[Change]:
+    if _MYSQL_NOT_OF_THE_SESSION.match(rest):
+        return
+    if re.match(r"(?:names|char(?:acter\s+)?set)\b", rest, re.IGNORECASE):
+        yield from map(Change, _NAMES)
+        return
+    scope = "session"
+    for part in arguments.split(rest):
+        match = _ASSIGNMENT.match(part.strip())
+        if match is None:
+            yield Change(ANYTHING)
+            return
+        word, prefix, inner, name = match.groups()
+        name = name.lower()
+        if prefix == "@":
+            yield Change(f"@{name}")
+            continue
+        if word:
+            scope = word.lower()
+        if (inner or scope).lower() not in ("session", "local") or name in _FOR_ONE_STATEMENT:
+            continue
+        yield Change(ANYTHING if name == _CLOCK else name)
+
+
+def _mysql_other(word: str, rest: str, text: str) -> Iterator[Change]:
+    if word == "use":
+        yield Change(DATABASE)
+    elif word == "lock":
+        yield Change("tables locked")
+    elif word == "unlock":
+        yield Change("tables *", undo=True)
+    elif word == "flush" and re.search(r"\b(?:read\s+lock|for\s+export)\b", text, re.IGNORECASE):
+        yield Change("tables locked")
+
+
+_LOCAL = (True, "true", "t", "on", "yes", "1")  # until the end of the transaction
+
+
+def _called(call: _Call, parameters: Any) -> Change | None:
+    known: Mapping[str, Any] | Sequence[Any] = parameters if isinstance(parameters, Mapping | Sequence) else ()
+    values = [arguments.value(each, known) for each in call.arguments]
+    if call.name == "set_config":
+        if len(values) != 3 or not isinstance(values[0], str):
+            return Change(ANYTHING, transactional=True)
+        return None if values[2] in _LOCAL else Change(values[0].lower(), transactional=True)
+    if call.name in ("pg_advisory_unlock_all", "release_all_locks"):
+        return Change("lock *", undo=True)
+    undo = "unlock" in call.name or call.name == "release_lock"
+    if call.name == "get_lock":
+        values = values[:1]  # the other one is how long it waits
+    return Change(f"lock {', '.join(map(repr, values))}", undo=undo)

@@ -1,0 +1,61 @@
+"""Modes that a driver keeps on its connection (autocommit, isolation level, read only): seen, and put right again.
+
+SQLAlchemy puts back what was set through its execution options. What an application sets on the driver's connection
+itself stays for whoever gets it next. The drivers tell these modes without asking the server, so they are compared with
+what they were at the connection's first checkout. psycopg2, psycopg and pg8000 put them right without a round trip,
+MySQL's drivers with one.
+
+Example::
+
+    read = reader(dbapi_connection)
+    before = read(dbapi_connection)
+    dbapi_connection.autocommit = True
+    if read(dbapi_connection) != before:
+        restore(dbapi_connection, before)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import attrgetter, methodcaller
+from typing import Any
+
+__all__ = ["reader", "restore"]
+
+# Attributes, by the driver's top package. mysql-connector would ask the server.
+_ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "psycopg2": ("autocommit", "isolation_level", "readonly", "deferrable"),
+    "psycopg": ("autocommit", "isolation_level", "read_only", "deferrable"),
+    "pg8000": ("autocommit",),
+    "mariadb": ("autocommit",),
+}
+_READERS: dict[str, Callable[[Any], object]] = {name: attrgetter(*names) for name, names in _ATTRIBUTES.items()}
+# Where `autocommit` is a method: it sends SET.
+_METHODS = ("pymysql", "MySQLdb")
+_READERS.update((name, methodcaller("get_autocommit")) for name in _METHODS)
+
+
+def _package(connection: Any) -> str:
+    # Not type(): tracing libraries wrap connections in proxies that answer for what they wrap.
+    return str(connection.__class__.__module__.partition(".")[0])
+
+
+def reader(connection: Any) -> Callable[[Any], object]:
+    """What tells the modes of such a connection, as one value to compare; always None for a driver not known here."""
+    return _READERS.get(_package(connection), _nothing)
+
+
+def restore(connection: Any, flags: Any) -> None:
+    """Put the modes back to what `reader` told before. The driver's errors pass through."""
+    package = _package(connection)
+    if package in _METHODS:
+        connection.autocommit(flags)
+        return
+    names = _ATTRIBUTES.get(package, ())
+    for name, value in zip(names, flags if len(names) > 1 else (flags,), strict=True):
+        if getattr(connection, name) != value:
+            setattr(connection, name, value)
+
+
+def _nothing(connection: Any) -> None:
+    return None

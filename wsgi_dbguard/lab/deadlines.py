@@ -1,0 +1,156 @@
+"""A query that takes too long, on a real server: is it answered in time, stopped in the database, and forgotten?
+
+`overrun` has a request run into its deadline, `abort` has gunicorn abort a worker in the middle of a query. Both look at
+the database from outside, and ask the same pool or server once more.
+
+Example::
+
+    with PostgreSQL() as database:
+        print(overrun(SERVERS["gunicorn gthread"], driver_named("psycopg2"), database, directory=directory))
+"""
+
+from __future__ import annotations
+
+import http.client
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from .drivers import Driver
+from .mariadb import MariaDB
+from .postgres import PostgreSQL
+from .process import wait_until
+from .servers import APPS, Server, gunicorn, uwsgi
+
+__all__ = ["DEADLINE", "LONG", "SERVERS", "Outcome", "Start", "abort", "asleep", "overrun"]
+
+Database = PostgreSQL | MariaDB
+Start = Callable[..., Server]
+
+DEADLINE = 1.0  # seconds
+LONG = 120.0  # seconds that the query takes if nobody stops it
+PATIENCE = 60.0  # seconds, however busy the machine; less than LONG
+
+_ASLEEP = {
+    PostgreSQL: "select count(*) from pg_stat_activity where state = 'active' and query like 'SELECT pg_sleep%%'",
+    MariaDB: "select count(*) from information_schema.processlist where info like 'SELECT sleep%%'",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the request and of its query."""
+
+    status: int
+    """0: the server closed the connection without an answer."""
+    seconds: float
+    """Until the client had its answer; of `abort`: since the query was seen in the database."""
+    kind: str
+    """Of the problem, for a 503."""
+    ended: float
+    """Seconds from the answer until the database had nothing left of it."""
+    right: bool
+    """Whether the next request had its answer."""
+
+
+def _gunicorn(*options: str) -> Start:
+    def start(app: str, *more: str, **variables: str) -> Server:
+        return gunicorn(app, "--workers=1", *options, *more, **variables)  # type: ignore[arg-type]
+
+    return start
+
+
+def _uwsgi(*options: str) -> Start:
+    def start(app: str, *more: str, **variables: str) -> Server:
+        return uwsgi(app, "--master", *options, *more, **variables)  # type: ignore[arg-type]
+
+    return start
+
+
+SERVERS: dict[str, Start] = {
+    "gunicorn sync": _gunicorn("--worker-class=sync"),
+    "gunicorn gthread": _gunicorn("--worker-class=gthread", "--threads=2"),
+    "gunicorn gevent": _gunicorn("--worker-class=gevent"),
+    "uWSGI threads": _uwsgi("--processes=1", "--threads=2"),
+}
+
+
+def asleep(database: Database) -> int:
+    """How many of the long queries run in the database."""
+    [(count,)] = database.query(_ASLEEP[type(database)])
+    return int(count)
+
+
+def overrun(start: Start, driver: Driver, database: Database, *, directory: Path) -> Outcome:
+    """One request that takes `LONG` seconds in the database, behind a deadline of `DEADLINE`.
+
+    Raises TimeoutError when its query is still there after `PATIENCE` seconds, or the server does not start.
+    """
+    with _serving(start, driver, database, directory, deadline=f"{DEADLINE}") as server:
+        url = server.ready()
+        _ask(url, "/echo?token=before")  # the first connection takes its time
+        begun = time.monotonic()
+        status, body = _ask(url, f"/slow?token=slow&seconds={LONG}")
+        return _outcome(database, url, status, body, time.monotonic() - begun)
+
+
+def abort(start: Start, driver: Driver, database: Database, *, guarded: bool, timeout: int, directory: Path) -> Outcome:
+    """gunicorn aborts a worker that has been in a query for `timeout` seconds; arguments and errors as of `overrun`."""
+    with _serving(start, driver, database, directory, f"--timeout={timeout}", guarded=guarded) as server:
+        url = server.ready()
+        connection = _connected(url)
+        try:
+            connection.request("GET", f"/slow?token=slow&seconds={LONG}")
+            wait_until(lambda: asleep(database), timeout=PATIENCE, what="the query in the database")
+            begun = time.monotonic()
+            status, body = _answer(connection)
+        finally:
+            connection.close()
+        return _outcome(database, url, status, body, time.monotonic() - begun)
+
+
+def _serving(
+    start: Start, driver: Driver, database: Database, directory: Path, *options: str, guarded: bool = True,
+    deadline: str = "",
+) -> Server:  # fmt: skip
+    variables = {"DATABASE_URL": driver.url(database.url()).render_as_string(hide_password=False)}
+    if deadline:
+        variables["WSGI_DBGUARD_DEADLINE"] = deadline
+    app = "trials:guarded()" if guarded else "trials:unguarded()"
+    return start(app, *options, guarded=guarded, directory=directory, path=[APPS], **variables)
+
+
+def _outcome(database: Database, url: str, status: int, body: bytes, seconds: float) -> Outcome:
+    answered = time.monotonic()
+    wait_until(lambda: not asleep(database), timeout=PATIENCE, what="the end of the query in the database")
+    ended = time.monotonic() - answered
+    kind = next((each for each in ("unavailable", "outcome-unknown") if f"urn:wsgi-dbguard:{each}".encode() in body), "")
+    following = [_ask(url, f"/echo?token=after-{number}") for number in range(2)]
+    right = following == [(200, f"after-{number}".encode()) for number in range(2)]
+    return Outcome(status, seconds, kind, ended, right)
+
+
+def _connected(url: str) -> HTTPConnection:
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    return HTTPConnection(parts.hostname, parts.port, timeout=LONG)
+
+
+def _answer(connection: HTTPConnection) -> tuple[int, bytes]:
+    try:
+        with connection.getresponse() as response:
+            return response.status, response.read()
+    except (http.client.RemoteDisconnected, ConnectionResetError):
+        return 0, b""
+
+
+def _ask(url: str, target: str) -> tuple[int, bytes]:
+    connection = _connected(url)
+    try:
+        connection.request("GET", target)
+        return _answer(connection)
+    finally:
+        connection.close()

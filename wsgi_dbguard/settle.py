@@ -1,0 +1,135 @@
+"""A COMMIT whose reply was lost: was it carried out? PostgreSQL can tell, where the transaction's id is known.
+
+The id has to be asked for before the COMMIT, which is a round trip, so this is only done where the setting ``settle``
+asks for it, and in a request only for what may have written. When the connection is lost during the COMMIT, the server
+is asked on another connection what became of that transaction (`pg_xact_status`; PostgreSQL 13 and later):
+
+* committed: the commit has succeeded. The application goes on as if the reply had come.
+* aborted: nothing was saved, so the error is an ordinary lost connection, after which a request may run again.
+* no answer: it stays in doubt, as it is without this.
+
+A transaction's id means something only in one history of the database: a replica that was promoted in between may have
+given the same id to another transaction. So the timeline is asked for too, and an answer from another one is none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.pool import PoolProxiedConnection
+
+from . import failures
+from .config import GuardConfig
+from .failures import Failure
+from .request import current
+from .transactions import may_have_written
+
+__all__ = ["settle"]
+
+logger = logging.getLogger(__name__)
+
+_KEY = "wsgi_dbguard.transaction"  # in the DBAPI connection's info, during a COMMIT
+_PAUSE = 0.02  # seconds, while the server still works at the COMMIT
+_IDENTIFY = "SELECT pg_current_xact_id_if_assigned()::text, left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)"
+_ASK = "SELECT pg_xact_status('{id}'::xid8), left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)"
+_watched: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+@dataclass(frozen=True, slots=True)
+class _Transaction:
+    id: str  # empty: the connection was lost before the COMMIT was sent
+    timeline: str = ""
+
+
+def settle(engine: Engine, config: GuardConfig) -> None:
+    """From now on find out what became of a COMMIT that `engine` has lost the reply of. At the second call, nothing.
+
+    For PostgreSQL; with other databases nothing changes.
+    """
+    if engine.dialect.name != "postgresql" or engine in _watched:
+        return
+    _watched.add(engine)
+    event.listen(engine, "commit", _identify)
+    found, seconds = weakref.ref(engine), config.ping_timeout
+    do_commit = engine.dialect.do_commit
+
+    # SQLAlchemy has an event before a COMMIT and none around it.
+    def commit(connection: PoolProxiedConnection) -> None:
+        try:
+            do_commit(connection)
+        except Exception as error:
+            transaction = connection.info.pop(_KEY, None) if connection.is_valid else None
+            asked = found()
+            if transaction is None or asked is None or not _lost(asked, error, connection):
+                raise
+            if not _is_committed(asked, transaction, seconds):
+                raise
+            logger.warning("a connection was lost during a COMMIT, which was carried out: %s", error)
+        else:
+            connection.info.pop(_KEY, None)
+
+    engine.dialect.do_commit = commit  # type: ignore[method-assign, assignment]
+
+
+def _identify(connection: Connection) -> None:
+    """Ask for the id of the transaction that is about to be committed."""
+    request = current.get()
+    # Before or after the listener in `transactions` has seen the same commit.
+    committing = None if request is None or request.committing is None else request.committing()
+    if request is not None and committing is not connection and not may_have_written(connection, request):
+        return
+    try:
+        with contextlib.closing(connection.connection.cursor()) as cursor:
+            cursor.execute(_IDENTIFY)
+            number, timeline = cursor.fetchone() or (None, "")
+    except Exception as error:
+        # The COMMIT will meet the same. Where the connection is gone, it never reaches the server.
+        if _lost(connection.engine, error, connection.connection):
+            connection.info[_KEY] = _Transaction("")
+        return
+    if number is not None:
+        connection.info[_KEY] = _Transaction(number, timeline)
+
+
+def _lost(engine: Engine, error: Any, connection: PoolProxiedConnection) -> bool:
+    if failures.classify(error) is Failure.DISCONNECT:
+        return True
+    return isinstance(error, engine.dialect.loaded_dbapi.Error) and engine.dialect.is_disconnect(
+        error, connection, None
+    )
+
+
+def _is_committed(engine: Engine, transaction: _Transaction, seconds: float) -> bool:
+    """Whether `transaction` is known to be committed. If it is known not to be, the request is told so as well."""
+    status = _status(engine, transaction, seconds) if transaction.id else "aborted"
+    request = current.get()
+    if status == "aborted" and request is not None and request.committing is not None:
+        request.committing = None  # the error that follows is not in doubt
+        request.note(commits=-1)
+    return status == "committed"
+
+
+def _status(engine: Engine, transaction: _Transaction, seconds: float) -> str | None:
+    until = time.monotonic() + seconds
+    token = current.set(None)  # no deed of the request's
+    try:
+        with engine.connect() as connection:
+            while True:
+                status, timeline = connection.exec_driver_sql(_ASK.format(id=transaction.id)).one()
+                if timeline != transaction.timeline:
+                    return None
+                if status != "in progress" or time.monotonic() > until:
+                    return str(status)
+                connection.rollback()
+                time.sleep(_PAUSE)
+    except Exception:
+        logger.warning("what became of transaction %s cannot be told", transaction.id, exc_info=True)
+        return None
+    finally:
+        current.reset(token)
