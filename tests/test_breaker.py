@@ -91,7 +91,20 @@ def test_a_failed_attempt_makes_it_away_and_the_others_are_told_at_once(clock: C
     for _ in range(10):
         with pytest.raises(DatabaseUnavailable, match=r"(?s)the pool has been away for 0\.0 s.*Connection refused"):
             away.connect(database)
-    assert (database.attempts, away.refused, away.outages) == (1, 10, 1)
+    assert (database.attempts, away.refused, away.outages) == (2, 10, 1)
+
+
+def test_one_attempt_that_fails_is_tried_again_at_once(database: Database) -> None:
+    here = breaker()
+
+    def broken_once() -> int:
+        if database.attempts:
+            return database()
+        database.attempts += 1
+        raise psycopg2.OperationalError("server closed the connection unexpectedly")
+
+    assert here.connect(broken_once) == 2
+    assert (here.away, here.outages) == (False, 0)
 
 
 def test_one_caller_probes_when_the_pause_is_over(clock: Clock, database: Database) -> None:
@@ -104,12 +117,12 @@ def test_one_caller_probes_when_the_pause_is_over(clock: Clock, database: Databa
         clock.now += 1.02 * pause
         with pytest.raises(psycopg2.OperationalError):
             away.connect(database)
-    assert (database.attempts, away.outages) == (6, 1)
+    assert (database.attempts, away.outages) == (7, 1)
     database.up = True
     clock.now += 12.01
-    assert away.connect(database) == 7
-    assert not away.away
     assert away.connect(database) == 8
+    assert not away.away
+    assert away.connect(database) == 9
 
 
 def test_while_one_probes_the_others_are_told(database: Database, crowd: Callable[..., Future[Any]]) -> None:
@@ -120,8 +133,8 @@ def test_while_one_probes_the_others_are_told(database: Database, crowd: Callabl
 
     def probes() -> bool:
         asked = crowd(away.connect, database)
-        until(lambda: asked.done() or database.attempts == 2)
-        return database.attempts == 2
+        until(lambda: asked.done() or database.attempts == 3)
+        return database.attempts == 3
 
     until(probes)
     with pytest.raises(DatabaseUnavailable):
@@ -156,9 +169,9 @@ def test_who_met_the_outage_itself_waits_too(database: Database, crowd: Callable
     away = breaker(hold=60.0, retry_after=0.1)
     database.up = False
     caller = crowd(away.connect, database)
-    until(lambda: database.attempts >= 3)
+    until(lambda: database.attempts >= 4)
     database.up = True
-    assert caller.result(60.0) >= 3
+    assert caller.result(60.0) >= 4
 
 
 def test_they_are_let_go_in_the_order_in_which_they_came(database: Database, crowd: Callable[..., Future[Any]]) -> None:
@@ -221,7 +234,7 @@ def test_a_refused_password_is_not_waited_for(database: Database, message: str) 
     away = breaker(hold=60.0)
     database.error = psycopg2.OperationalError(message)
     fail(away, database)
-    assert database.attempts == 1
+    assert database.attempts == 2
 
 
 def test_an_interrupt_of_a_probe_lets_the_next_one_probe(clock: Clock, database: Database) -> None:
@@ -232,7 +245,7 @@ def test_an_interrupt_of_a_probe_lets_the_next_one_probe(clock: Clock, database:
     with pytest.raises(KeyboardInterrupt):
         away.connect(database)
     database.up = True
-    assert away.connect(database) == 3
+    assert away.connect(database) == 4
 
 
 def test_what_it_remembers_of_an_error_keeps_no_frame(clock: Clock, database: Database) -> None:
@@ -248,7 +261,7 @@ def test_a_fork_begins_anew(clock: Clock, database: Database) -> None:
     away.reset()
     assert not away.away
     database.up = True
-    assert away.connect(database) == 2
+    assert away.connect(database) == 3
 
 
 @pytest.mark.usefixtures("clock")  # no time for a probe passes meanwhile
@@ -263,7 +276,7 @@ def test_each_pool_and_what_dispose_makes_of_it_goes_by_it(kind: type[pool.Pool]
         with pytest.raises(DatabaseUnavailable if asked else OperationalError, match="refused"):
             engine.connect()
         engine.dispose()
-    assert len(asked) == 1
+    assert len(asked) == 2
     assert guarded.stats()["away"]
     assert guarded.stats()["refused"] == 1
 
@@ -281,7 +294,7 @@ def test_a_creator_of_the_users_goes_by_it_too() -> None:
     for _ in range(3):
         with pytest.raises(OperationalError):
             engine.connect()
-    assert len(calls) == 1
+    assert len(calls) == 2
 
 
 def test_engines_that_share_a_pool_share_its_breaker() -> None:

@@ -12,6 +12,7 @@ from werkzeug.test import create_environ
 
 from wsgi_dbguard import DBGuard, guard
 from wsgi_dbguard.lab.postgres import PostgreSQL
+from wsgi_dbguard.lab.process import wait_until
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -68,7 +69,10 @@ LEFTOVERS = [
     (["create temp table mine (x int)"], "select to_regclass('mine')::text"),
     (["listen jobs"], "select string_agg(c, ',') from pg_listening_channels() c"),
     (["prepare mine as select 1"], "select count(*) from pg_prepared_statements where name = 'mine'"),
-    (["select pg_advisory_lock(42)"], "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"),
+    (
+        ["select pg_advisory_lock(42)"],
+        "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()",
+    ),
     (["reset all"], "show work_mem"),
 ]
 
@@ -88,7 +92,9 @@ def listener(engine: Engine) -> None:
 
 
 @pytest.mark.usefixtures("listener")
-@pytest.mark.parametrize(("statements", "question"), LEFTOVERS, ids=lambda each: each[0] if isinstance(each, list) else "")
+@pytest.mark.parametrize(
+    ("statements", "question"), LEFTOVERS, ids=lambda each: each[0] if isinstance(each, list) else ""
+)
 def test_what_a_request_leaves_is_gone_for_the_next_one(engine: Engine, statements: list[str], question: str) -> None:
     clean = ask(engine, question)
     executes(engine, *statements)()
@@ -110,9 +116,9 @@ def test_a_setting_costs_one_reconnect_and_is_put_back_from_then_on(engine: Engi
     assert (stats["replaced"], stats["restored"]) == ({"changed": 1}, 3)
     # Put back as the server's own, not as the session's: a reload still reaches it.
     assert ask(engine, "select source from pg_settings where name = 'statement_timeout'") == "default"
-    request(executes(engine, "set lock_timeout = 1234", "set statement_timeout = 1"), engine)
+    request(executes(engine, "set lock_timeout = 1234", "set statement_timeout = 4321"), engine)
     assert ask(engine, "show lock_timeout") == "0"
-    request(executes(engine, "set lock_timeout = 1234", "set statement_timeout = 1"), engine)
+    request(executes(engine, "set lock_timeout = 1234", "set statement_timeout = 4321"), engine)
     assert ask(engine, "show lock_timeout") == ask(engine, "show statement_timeout") == "0"
     stats = pool_guard.stats()
     assert (stats["replaced"], stats["restored"]) == ({"changed": 2}, 4)
@@ -152,6 +158,22 @@ def test_what_a_request_undoes_costs_nothing(engine: Engine, statements: list[st
     assert pool_guard.stats()["restored"] == 0
 
 
+@pytest.mark.parametrize("guarded", [False, True])
+def test_a_lock_does_not_outlast_its_request(engine: Engine, postgres: PostgreSQL, guarded: bool) -> None:
+    """Nobody has to take the connection first."""
+    work = executes(engine, "select pg_advisory_lock(4711)")
+    question = "select count(*) from pg_locks where locktype = 'advisory' and objid = 4711"
+    if not guarded:
+        work()
+        assert postgres.query(question) == [(1,)]
+        return
+    request(work, engine)
+    wait_until(lambda: postgres.query(question) == [(0,)], timeout=60.0, what="the end of the lock")
+    stats = guard(engine).stats()
+    assert (stats["retired"], stats["connections"]) == (1, 0)
+    assert ask(engine, "select 1") == 1
+
+
 @pytest.mark.parametrize("text_of_commit", [False, True])
 def test_what_was_committed_before_a_rollback_counts(engine: Engine, text_of_commit: bool) -> None:
     def work() -> None:
@@ -168,7 +190,10 @@ def test_what_was_committed_before_a_rollback_counts(engine: Engine, text_of_com
 
 
 def test_in_autocommit_a_rollback_undoes_nothing(engine: Engine) -> None:
-    request(executes(engine.execution_options(isolation_level="AUTOCOMMIT"), "set statement_timeout = 9", commit=False), engine)
+    request(
+        executes(engine.execution_options(isolation_level="AUTOCOMMIT"), "set statement_timeout = 4321", commit=False),
+        engine,
+    )
     assert ask(engine, "show statement_timeout") == "0"
 
 

@@ -1,9 +1,9 @@
 """Is the database away? A circuit breaker around the opening of connections: asked once, not by everybody.
 
-When a connection cannot be opened because the server is down, starting, full or refuses us (`Failure.UNAVAILABLE`), it
-is away. From then on one caller in each process tries again now and then (a probe; see `_pause`); all the others are
-told at once (`DatabaseUnavailable`), or wait for it where `hold` says so. Connections that are in the pool are not
-concerned.
+When a connection cannot be opened because the server is down, starting, full or refuses us (`Failure.UNAVAILABLE`), and
+not at a second attempt either, it is away. From then on one caller in each process tries again now and then (a probe;
+see `_pause`); all the others are told at once (`DatabaseUnavailable`), or wait for it where `hold` says so. Connections
+that are in the pool are not concerned.
 
 Waiting is for outages that are over soon: a restart, a failover. Who comes while the outage is younger than `hold`
 waits for at most `hold` seconds, in the order of coming; in an older one nobody begins to wait any more, so that an
@@ -37,6 +37,9 @@ from .request import current
 __all__ = ["Breaker"]
 
 logger = logging.getLogger(__name__)
+
+
+_QUICK = 1.0  # seconds; one that took longer is not tried twice
 
 
 class _Waiter:
@@ -105,8 +108,9 @@ class Breaker:
             Exception: what `create` raises.
         """
         patience: float | None = None  # seconds that are left to wait
-        again = False
+        again = retried = False
         while True:
+            began = monotonic()
             if self._since is not None or self._waiters:
                 patience = self._patience() if patience is None else patience
                 patience = self._admit(patience, first=again)
@@ -116,6 +120,9 @@ class Breaker:
                 if failures.classify(error, connecting=True) is not Failure.UNAVAILABLE:
                     self._reached()
                     raise
+                if self._since is None and not retried and monotonic() - began < _QUICK:
+                    retried = True  # one that was reset in the middle says nothing of the next one
+                    continue
                 self._failed(error)
                 patience = self._patience() if patience is None else patience
                 if patience <= 0 or not failures.may_pass(error):

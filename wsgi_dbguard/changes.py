@@ -21,7 +21,7 @@ from typing import Any
 from . import arguments
 from .arguments import Argument
 
-__all__ = ["ANYTHING", "COMMIT", "DATABASE", "Change", "changes", "touches"]
+__all__ = ["ANYTHING", "COMMIT", "DATABASE", "TRANSACTION_NAMES", "Change", "changes", "touches"]
 
 ANYTHING = "anything"  # not to be put right
 COMMIT = "commit"
@@ -200,6 +200,8 @@ _ASSIGNMENT = re.compile(
     r"`?([a-z_][\w$]*)`?\s*:?=",
     re.IGNORECASE,
 )
+_SESSION_TRANSACTION = re.compile(r"(?:session|local)\s+transaction\s+(.*)", re.IGNORECASE | re.DOTALL)
+TRANSACTION_NAMES = {"transaction_isolation": "tx_isolation", "transaction_read_only": "tx_read_only"}
 _FOR_ONE_STATEMENT = frozenset({"insert_id", "last_insert_id", "identity", "rand_seed1", "rand_seed2"})
 _CLOCK = "timestamp"  # what it was is not what it is to be
 
@@ -209,6 +211,12 @@ def _mysql_set(rest: str) -> Iterator[Change]:
         return
     if re.match(r"(?:names|char(?:acter\s+)?set)\b", rest, re.IGNORECASE):
         yield from map(Change, _NAMES)
+        return
+    if match := _SESSION_TRANSACTION.match(rest):
+        if "isolation" in match[1].lower():
+            yield Change("tx_isolation")
+        if re.search(r"\bread\s+(?:only|write)\b", match[1], re.IGNORECASE):
+            yield Change("tx_read_only")
         return
     scope = "session"
     for part in arguments.split(rest):
@@ -225,7 +233,7 @@ def _mysql_set(rest: str) -> Iterator[Change]:
             scope = word.lower()
         if (inner or scope).lower() not in ("session", "local") or name in _FOR_ONE_STATEMENT:
             continue
-        yield Change(ANYTHING if name == _CLOCK else name)
+        yield Change(ANYTHING if name == _CLOCK else TRANSACTION_NAMES.get(name, name))
 
 
 def _mysql_other(word: str, rest: str, text: str) -> Iterator[Change]:

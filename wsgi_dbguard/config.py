@@ -179,9 +179,15 @@ class GuardConfig:
     leaks: str = _setting(
         "heal",
         _one_of("off", "warn", "heal", "raise"),
-        "what to do with sessions that a request left in a transaction: off, warn, heal (roll back), raise",
+        "what to do with what a request leaves behind, sessions in a transaction, changed settings, locks, connections "
+        "that are still out: off, warn, heal (all but the last are put right), raise",
     )
-    leak_stacks: bool = _setting(False, _switch, "keep the stack of each checkout for the report of leaks")
+    leak_stacks: bool = _setting(
+        False,
+        _switch,
+        "keep the stack of each checkout, for the report of connections that are still out and of sessions left in a "
+        "transaction",
+    )
     evict_readonly: bool = _setting(True, _switch, "a primary that turned read-only (failover) is a dead connection")
 
     def same_pool(self, other: GuardConfig) -> bool:

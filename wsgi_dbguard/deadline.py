@@ -50,10 +50,9 @@ def watch(engine: Engine) -> None:
     if engine in _watched or engine.dialect.name == "sqlite" or engine.dialect.is_async:
         return
     _watched.add(engine)
-    # First of all listeners: a statement that is not sent is not to be counted as a write (`transactions`).
-    event.listen(engine, "before_cursor_execute", _on_statement, insert=True)
-    event.listen(engine, "after_cursor_execute", _on_result, insert=True)
-    event.listen(engine, "handle_error", _on_error, insert=True)
+    event.listen(engine, "before_cursor_execute", _on_statement)
+    event.listen(engine, "after_cursor_execute", _on_result)
+    event.listen(engine, "handle_error", _on_error)
     event.listen(engine, "checkin", _on_checkin)
 
 

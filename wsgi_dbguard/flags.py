@@ -29,10 +29,31 @@ _ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "pg8000": ("autocommit",),
     "mariadb": ("autocommit",),
 }
-_READERS: dict[str, Callable[[Any], object]] = {name: attrgetter(*names) for name, names in _ATTRIBUTES.items()}
 # Where `autocommit` is a method: it sends SET.
 _METHODS = ("pymysql", "MySQLdb")
-_READERS.update((name, methodcaller("get_autocommit")) for name in _METHODS)
+_BROKEN = object()
+
+
+def _or_broken(read: Callable[[Any], object]) -> Callable[[Any], object]:
+    """For drivers that raise when a connection was closed: it is as good as changed."""
+
+    def told(connection: Any) -> object:
+        try:
+            return read(connection)
+        except Exception:
+            return _BROKEN
+
+    return told
+
+
+_READERS: dict[str, Callable[[Any], object]] = {
+    "psycopg2": attrgetter(*_ATTRIBUTES["psycopg2"]),
+    "psycopg": attrgetter(*_ATTRIBUTES["psycopg"]),
+    "pg8000": attrgetter("autocommit"),
+    "mariadb": _or_broken(attrgetter("autocommit")),
+    "pymysql": methodcaller("get_autocommit"),
+    "MySQLdb": _or_broken(methodcaller("get_autocommit")),
+}
 
 
 def _package(connection: Any) -> str:

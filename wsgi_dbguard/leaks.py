@@ -18,7 +18,7 @@ import logging
 import time
 import warnings
 
-from . import registry, sessions, sockets, stacks
+from . import registry, sessions, sockets, stacks, state
 from .config import GuardConfig
 from .errors import LeakWarning
 from .guards import guards
@@ -51,7 +51,11 @@ def settle(request: Request, leaks: str) -> None:
         LeakWarning: with "raise", if anything was left; with "warn" and "heal", where warnings are made errors.
     """
     sessions_left = sessions.release(request, leaks)
-    found = [] if leaks == "off" or not request.checkouts else [_report(link, request) for link in _still_out(request)]
+    links = _links_of(request) if request.checkouts and leaks != "off" else []
+    for link in links:
+        if link.changed and state.keeps_a_lock(link) and link.guard is not None:
+            link.guard.give_up(link)
+    found = [_report(link, request) for link in links if _is_leaked(link)]
     for each in found:
         logger.warning(each)
     if found and leaks != "warn":
@@ -64,19 +68,16 @@ def settle(request: Request, leaks: str) -> None:
         warnings.warn(each, LeakWarning, stacklevel=2)
 
 
-def _still_out(request: Request) -> list[Link]:
-    links = [
-        link
-        for link in list(registry.links)
-        if link.owner is request.owner
-        and not link.lent
-        and link.guard is not None
-        and not link.guard.shares
-        and link.in_use
-        and not _closed(link)
-        and not _session_has_it(link)
-    ]
+def _links_of(request: Request) -> list[Link]:
+    """The connections that it was the last one to take, in that order."""
+    links = [link for link in list(registry.links) if link.owner is request.owner and link.guard is not None]
     return sorted(links, key=lambda link: link.used)
+
+
+def _is_leaked(link: Link) -> bool:
+    assert link.guard is not None
+    shared = link.lent or link.guard.shares
+    return not shared and link.in_use and not _closed(link) and not _session_has_it(link)
 
 
 def _closed(link: Link) -> bool:

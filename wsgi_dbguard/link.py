@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import exc
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
-from . import sockets, stacks
+from . import quirks, sockets, stacks
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -123,6 +123,7 @@ class Link:
         self.peer: Any
         self.local, self.peer = (None, None) if self.fd is None else sockets.ends(self.fd)
         self.in_memory = self.fd is None and _in_memory(connection)
+        quirks.mend_streams(connection)
         self.opened_at = opened_at or stacks.render(stacks.place())
         self.entry: Callable[[], ConnectionPoolEntry | None]  # None once it was collected, or for one without a pool
         self.entry = _nothing if entry is None else weakref.ref(entry)

@@ -70,14 +70,15 @@ class DBGuard:
         self._pools = [guard(engine, config=chosen) for engine in engines]
         if not engines:
             guard_all(self.config)
-        if self.config.replay != "off" or self.config.statuses or self.config.leaks in ("heal", "raise"):
-            # Of every engine, guarded here or not: what was committed in any of them must not be done twice.
-            registry.on_engine(transactions.watch)
         if self.config.deadline is not None:
+            # Before `transactions`: a statement that is not sent is not to be counted as a write.
             for engine in engines:
                 deadline.watch(engine)
             if not engines:
                 registry.on_engine(deadline.watch)
+        if self.config.replay != "off" or self.config.statuses or self.config.leaks in ("heal", "raise"):
+            # Of every engine, guarded here or not: what was committed in any of them must not be done twice.
+            registry.on_engine(transactions.watch)
         if self.config.replay != "off" or self.config.leaks != "off":
             sessions.watch()
         if self.config.replay != "off" or self.config.statuses:

@@ -423,6 +423,11 @@ class PoolGuard:
             if link.uses and not link.in_use and (cause := self._overdue(link, now)):
                 self._retire(link, cause)
 
+    def give_up(self, link: Link) -> None:
+        """Close a connection now that a request has left a lock on, if nobody has it."""
+        if self._sweepable:
+            self._retire(link, "changed")
+
     def _retire(self, link: Link, cause: str) -> None:
         entry, connection = link.entry(), link.connection()
         with self._lock:

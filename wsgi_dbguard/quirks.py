@@ -5,9 +5,13 @@ its way, and the next query takes it for its own. SQLAlchemy throws such a conne
 under ``raw_connection()`` it sees none, and the connection goes back to the pool. PyMySQL closes the connection on any
 `BaseException`, psycopg knows that a query is running, drivers in C are not interrupted: so is pg8000 mended here.
 
+mariadb: a connection that ends in the middle of an unbuffered result looks like the end of the result (1.1.14 does not
+ask mysql_errno after mysql_fetch_row): fewer rows and no error. Buffered results, and all other drivers, say so.
+
 Example::
 
     mend(dbapi_connection, fd)      # nothing happens for a driver that needs nothing
+    mend_streams(dbapi_connection)
 """
 
 from __future__ import annotations
@@ -19,12 +23,13 @@ from typing import Any
 
 from . import sockets
 
-__all__ = ["mend"]
+__all__ = ["mend", "mend_streams"]
 
 # The methods that send something and read the answer, by the driver's top package.
 _CONVERSATIONS: dict[str, tuple[str, ...]] = {
     "pg8000": ("execute_simple", "execute_unnamed", "execute_named", "prepare_statement"),
 }
+_LOST = 2013  # CR_SERVER_LOST
 
 
 def mend(connection: Any, fd: int | None) -> None:
@@ -35,6 +40,53 @@ def mend(connection: Any, fd: int | None) -> None:
         method = getattr(type(connection), name, None)
         if method is not None and name not in vars(connection):
             setattr(connection, name, _ended_by_interrupt(weakref.ref(connection), method, fd))
+
+
+def mend_streams(connection: Any) -> None:
+    """Have a result that is not whole end with an error, in a forked child as well."""
+    if type(connection).__module__.partition(".")[0] == "mariadb" and "cursor" not in vars(connection):
+        connection.cursor = _cursor_with_whole_results(weakref.ref(connection), type(connection).cursor)
+
+
+def _cursor_with_whole_results(connection: Callable[[], Any], method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def cursor(*args: Any, **keywords: Any) -> Any:
+        made = method(connection(), *args, **keywords)
+        if not made.buffered:
+            base: Any = type(made)
+            made.__class__ = _whole(base)
+        return made
+
+    return cursor
+
+
+@functools.cache
+def _whole(base: Any) -> Any:
+    """A subclass of this class of mariadb's cursors that finds the connection open at the end of the rows."""
+
+    class Cursor(base):  # type: ignore[misc]
+        def _whole(self, rows: Any) -> Any:
+            connection = self.connection
+            if not self.buffered and connection._get_socket() < 0:  # libmariadb closes it when a read fails
+                error = connection.OperationalError("Lost connection to server during query")
+                error.errno = _LOST
+                self.close()  # one that outlives its connection crashes the interpreter when it is collected
+                raise error
+            return rows
+
+        def fetchone(self) -> Any:
+            row = super().fetchone()
+            return self._whole(row) if row is None else row
+
+        def fetchmany(self, size: int = 0) -> Any:
+            rows = super().fetchmany(size)
+            return self._whole(rows) if len(rows) < (size or self.arraysize) else rows
+
+        def fetchall(self) -> Any:
+            return self._whole(super().fetchall())
+
+    Cursor.__name__, Cursor.__qualname__, Cursor.__module__ = base.__name__, base.__qualname__, base.__module__
+    return Cursor
 
 
 def _ended_by_interrupt(connection: Callable[[], Any], method: Callable[..., Any], fd: int) -> Callable[..., Any]:

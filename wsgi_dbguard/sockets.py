@@ -51,8 +51,10 @@ def fileno(connection: Any) -> int | None:
     Call it when the connection is new: on a used one some drivers take a lock first (psycopg2), and in a forked child
     that lock may be held for ever by a thread that does not exist there.
     """
-    # Not type(): tracing libraries wrap connections in proxies that answer for what they wrap.
-    adapter = _ADAPTERS.get(connection.__class__.__module__.partition(".")[0])
+    # Not type(): tracing libraries wrap connections in proxies that answer for what they wrap. An application's own
+    # subclass of a driver's connection is found by its bases.
+    packages = [each.__module__.partition(".")[0] for each in connection.__class__.__mro__]
+    adapter = next((_ADAPTERS[package] for package in packages if package in _ADAPTERS), None)
     try:
         holder = connection if adapter is None else adapter(connection)
         fd = holder if isinstance(holder, int) else holder.fileno()

@@ -7,6 +7,7 @@ transactions. What a ``connect`` listener of the user's set is what it was; so i
 
 In PostgreSQL a rollback undoes a SET: a request that only reads costs nothing then. Locks of the session, temporary
 tables, LISTEN, prepared statements: the connection is replaced (``replaced: changed``), unless the request undid it.
+One with a lock that others may wait for is closed when the request ends.
 
 Only statements that SQLAlchemy sends in a request are seen, not those of ``raw_connection()``.
 """
@@ -22,12 +23,12 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.engine.interfaces import Dialect
 
-from .changes import ANYTHING, COMMIT, DATABASE, Change, changes
+from .changes import ANYTHING, COMMIT, DATABASE, TRANSACTION_NAMES, Change, changes
 from .link import KEY, Link
 from .request import Request
 from .watchdog import Deadline
 
-__all__ = ["committed", "is_variable", "learn", "note", "restore", "rolled_back"]
+__all__ = ["committed", "is_variable", "keeps_a_lock", "learn", "note", "restore", "rolled_back"]
 
 logger = logging.getLogger(__name__)
 _MISSING = object()
@@ -36,6 +37,11 @@ _MISSING = object()
 def is_variable(key: str) -> bool:
     """Whether the change of that key can be put back."""
     return key != ANYTHING and " " not in key
+
+
+def keeps_a_lock(link: Link) -> bool:
+    """Whether it holds others up, also while it lies in the pool."""
+    return any(each.startswith(("lock ", "tables ")) for each in link.changed or ())
 
 
 # While a request runs
@@ -100,7 +106,9 @@ def _apply(link: Link, key: str, changed: bool) -> None:
     if changed:
         left.add(key)
     else:
-        undone = {each for each in (*left, *link.pending) if each == key or (key[-2:] == " *" and each.startswith(key[:-1]))}
+        undone = {
+            each for each in (*left, *link.pending) if each == key or (key[-2:] == " *" and each.startswith(key[:-1]))
+        }
         left -= undone
     link.changed = left or None
 
@@ -184,9 +192,11 @@ def _mysql_values(cursor: Any, names: list[str]) -> dict[str, Any]:
     cursor.execute(f"select {', '.join([DATABASE, *(f'@`{name[1:]}`' for name in own)])}")
     found: dict[str, Any] = dict(zip([DATABASE, *own], cursor.fetchone(), strict=True))
     system = [f"'{name}'" for name in names if name.isidentifier()]
+    system += [f"'{other}'" for other, name in TRANSACTION_NAMES.items() if name in names]  # what MySQL 8 calls it
     if system:
         cursor.execute(f"show session variables where variable_name in ({', '.join(system)})")
-        found.update((name.lower(), _mysql_value(text)) for name, text in cursor.fetchall())
+        for name, told in cursor.fetchall():
+            found[TRANSACTION_NAMES.get(name.lower(), name.lower())] = _mysql_value(told)
     return found
 
 
@@ -200,6 +210,10 @@ def _mysql_value(text: str) -> Any:
 def _restore_mysql(cursor: Any, values: dict[str, Any]) -> None:
     if (database := values.pop(DATABASE, None)) is not None:
         cursor.execute(f"use `{database.replace('`', '``')}`")
+    if (level := values.pop("tx_isolation", None)) is not None:
+        cursor.execute(f"set session transaction isolation level {level.replace('-', ' ')}")
+    if (read_only := values.pop("tx_read_only", None)) is not None:
+        cursor.execute(f"set session transaction read {'only' if read_only == 'ON' else 'write'}")
     if values:
         targets = (f"@`{name[1:]}`" if name.startswith("@") else f"@@session.{name}" for name in values)
         cursor.execute(f"set {', '.join(f'{target} = %s' for target in targets)}", tuple(values.values()))

@@ -59,6 +59,6 @@ from wsgi_dbguard.cli import main
 main(["config", "uwsgi"], standalone_mode=False)
 print(sorted(sys.modules), file=sys.stderr)
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=180)
     for heavy in ("'flask", "'gunicorn", "'psycopg2", "'wsgi_dbguard.lab"):
         assert heavy not in result.stderr

@@ -18,7 +18,7 @@ SCRIPT = str(Path(sysconfig.get_path("scripts")) / "wsgi-dbguard")
 
 @pytest.mark.parametrize("command", [[SCRIPT], [sys.executable, "-m", "wsgi_dbguard"]])
 def test_the_version_is_told(command: list[str]) -> None:
-    result = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True, timeout=60)
+    result = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True, timeout=180)
     assert result.stdout == f"wsgi-dbguard, version {version('wsgi-dbguard')}\n"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from wsgi_dbguard.lab.deadlines import DEADLINE, PATIENCE, SERVERS, abort, overrun
-from wsgi_dbguard.lab.drivers import DRIVERS, Driver
+from wsgi_dbguard.lab.drivers import DRIVERS, Driver, driver_named
 from wsgi_dbguard.lab.mariadb import MariaDB
 from wsgi_dbguard.lab.postgres import PostgreSQL
 from wsgi_dbguard.lab.provision import ServerMissing
@@ -53,9 +53,19 @@ def test_it_is_answered_stopped_in_the_database_and_the_next_request_is_right(
 def test_gunicorn_aborts_a_worker_and_its_query_ends(
     driver: Driver, database_of: Callable[[Driver], Server], tmp_path: Path
 ) -> None:
-    # `abort` raises when it does not.
-    outcome = abort(
-        SERVERS["gunicorn sync"], driver, database_of(driver), guarded=True, timeout=3, directory=tmp_path
-    )
-    assert outcome.status in (0, 500)
+    outcome = abort(SERVERS["gunicorn sync"], driver, database_of(driver), guarded=True, timeout=3, directory=tmp_path)
+    assert outcome.status in (0, 500)  # gunicorn's
     assert outcome.right
+
+
+def test_without_the_guard_the_query_goes_on(database_of: Callable[[Driver], Server], tmp_path: Path) -> None:
+    driver = driver_named("psycopg2")
+    database = database_of(driver)
+    try:
+        with pytest.raises(TimeoutError, match="end of the query"):
+            abort(
+                SERVERS["gunicorn sync"], driver, database, guarded=False, timeout=3, patience=3.0, directory=tmp_path
+            )
+    finally:
+        pids = database.query("select pid from pg_stat_activity where query like 'SELECT pg_sleep%%'")
+        database.terminate(*[pid for (pid,) in pids])

@@ -7,38 +7,37 @@ from __future__ import annotations
 
 import os
 import resource
-import sqlite3
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psycopg
-import psycopg2
-import psycopg2.extensions
 import pytest
 from sqlalchemy import Engine, create_engine, event, text
-from sqlalchemy.orm import scoped_session, sessionmaker
 
 if TYPE_CHECKING:
     from wsgi_dbguard.lab.forking import Forks
+    from wsgi_dbguard.lab.peers import Peer, Peers
     from wsgi_dbguard.lab.postgres import PostgreSQL
 
     Scenario = Callable[..., Any]
 
-DRIVERS = ["psycopg2", "psycopg"]
+QUICK = ["psycopg2", "mysqlclient"]
+DRIVERS = [
+    pytest.param(driver, marks=() if driver in QUICK else pytest.mark.slow)
+    for driver in ["psycopg2", "psycopg", "pg8000", "pymysql", "mysqlclient", "mariadb", "mysql-connector"]
+]
 BACKEND = text("select pg_backend_pid()")
 
 
-def raising_listeners(forks: Forks, urls: list[str]) -> dict[str, Any]:
+def raising_listeners(forks: Forks, url: str) -> dict[str, Any]:
     """Everything of the user's that runs in after_fork raises."""
     forks.guard()
     from wsgi_dbguard.fork import on_fork
 
-    held = forks.hold(*map(create_engine, urls))
+    held = forks.hold(create_engine(url))
     parent, forking = os.getpid(), [True]
 
     def fail(*_: object) -> None:
@@ -60,10 +59,13 @@ def raising_listeners(forks: Forks, urls: list[str]) -> dict[str, Any]:
 def number_given_away(forks: Forks, url: str, path: str) -> dict[str, Any]:
     """The descriptor of a pooled connection was closed behind the pool's back; its number is another file's."""
     forks.guard()
+    from wsgi_dbguard.sockets import fileno
+
     engine = create_engine(url)
     with engine.connect() as connection:
         driver: Any = connection.connection.driver_connection
-    fd = driver.fileno()
+    fd = fileno(driver)
+    assert fd is not None
     driver.close()
     other = os.open(path, os.O_CREAT | os.O_WRONLY)
     if other != fd:
@@ -73,16 +75,16 @@ def number_given_away(forks: Forks, url: str, path: str) -> dict[str, Any]:
     def live() -> Any:
         os.write(fd, b"to the file")
         with engine.connect() as connection:
-            return connection.execute(BACKEND).scalar() is not None
+            return connection.execute(text(forks.sql(engine).backend)).scalar() is not None
 
     child = forks.child(live)
     return {"child": child, "file": Path(path).read_text()}
 
 
-def no_descriptor_left(forks: Forks, urls: list[str]) -> dict[str, Any]:
+def no_descriptor_left(forks: Forks, url: str) -> dict[str, Any]:
     """The process is at its limit of open files when it forks."""
     forks.guard()
-    held = forks.hold(*map(create_engine, urls))
+    held = forks.hold(create_engine(url))
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     ours, theirs = os.pipe()
     resource.setrlimit(resource.RLIMIT_NOFILE, (theirs + 20, limits[1]))
@@ -104,51 +106,6 @@ def no_descriptor_left(forks: Forks, urls: list[str]) -> dict[str, Any]:
     child = os.read(ours, 1000).decode()
     os.close(ours)
     return {"child": child, "parent": held.in_parent()}
-
-
-class Watched:
-    """Mixed into a driver's connection class: notes which process asks for which of its methods."""
-
-    used: list[tuple[int, str, str]] = []
-
-    def __getattribute__(self, name: str) -> Any:
-        Watched.used.append((os.getpid(), type(self).__name__, name))
-        return super().__getattribute__(name)
-
-
-class WatchedPsycopg2(Watched, psycopg2.extensions.connection):
-    pass
-
-
-class WatchedPsycopg(Watched, psycopg.Connection[Any]):
-    pass
-
-
-class WatchedSQLite(Watched, sqlite3.Connection):
-    pass
-
-
-def watched_drivers(forks: Forks, address: dict[str, Any], path: str) -> dict[str, Any]:
-    """Which methods of its parent's connections a child has called by the time it gets control."""
-    forks.guard()
-    held = forks.hold(
-        create_engine(
-            "postgresql+psycopg2://", creator=partial(psycopg2.connect, connection_factory=WatchedPsycopg2, **address)
-        ),
-        create_engine("postgresql+psycopg://", creator=partial(WatchedPsycopg.connect, **address)),
-    )
-    engine = create_engine("sqlite:///unused", creator=partial(sqlite3.connect, path, factory=WatchedSQLite))
-    session = scoped_session(sessionmaker(engine))
-    session.execute(text("create table t (n int)"))
-    drivers = sorted({driver for _, driver, _ in Watched.used})
-
-    def live() -> dict[str, Any]:
-        used = [name for pid, _, name in Watched.used if pid == os.getpid()]
-        lost = forks.failure(lambda: session.execute(text("select 1")))
-        session.remove()
-        return {"used": used, "lost": lost, "wrong": held.in_child()}
-
-    return {"drivers": drivers, "child": forks.child(live), "parent": held.in_parent()}
 
 
 def locked_elsewhere(forks: Forks, url: str, lock: str, guarded: bool) -> Any:
@@ -217,36 +174,43 @@ def locks_of_the_guard(engine: Engine) -> list[Any]:
     return locks
 
 
-@pytest.fixture
-def urls(postgres: PostgreSQL) -> list[str]:
-    return [postgres.url(driver) for driver in DRIVERS]
+@pytest.fixture(scope="module")
+def peers() -> Iterator[Peers]:
+    from wsgi_dbguard.lab.peers import Peers
+
+    with Peers() as peers:
+        yield peers
+
+
+@pytest.fixture(params=DRIVERS)
+def peer(request: pytest.FixtureRequest, peers: Peers) -> Peer:
+    from wsgi_dbguard.lab.peers import ServerMissing
+
+    try:
+        return peers(request.param)
+    except ServerMissing as missing:
+        pytest.skip(str(missing))
 
 
 def test_listeners_that_raise_are_logged_and_cost_nobody_their_protection(
-    urls: list[str], tmp_path: Path, scenario: Scenario
+    peer: Peer, tmp_path: Path, scenario: Scenario
 ) -> None:
-    assert scenario(raising_listeners, urls=urls) == {"child": [], "parent": []}
+    assert scenario(raising_listeners, url=peer.url()) == {"child": [], "parent": []}
     assert "RuntimeError: a user's listener" in (tmp_path / "stderr").read_text()
 
 
 def test_a_descriptor_number_that_was_given_to_another_file_is_left_alone(
-    tmp_path: Path, postgres: PostgreSQL, scenario: Scenario
+    tmp_path: Path, peer: Peer, scenario: Scenario
 ) -> None:
-    told = scenario(number_given_away, url=postgres.url(), path=str(tmp_path / "file"))
+    told = scenario(number_given_away, url=peer.url(), path=str(tmp_path / "file"))
     assert told == {"child": True, "file": "to the file"}
 
 
-def test_a_process_without_a_descriptor_left_is_cut_off_all_the_same(urls: list[str], scenario: Scenario) -> None:
-    assert scenario(no_descriptor_left, urls=urls) == {"child": "[]", "parent": []}
+def test_a_process_without_a_descriptor_left_is_cut_off_all_the_same(peer: Peer, scenario: Scenario) -> None:
+    assert scenario(no_descriptor_left, url=peer.url()) == {"child": "[]", "parent": []}
 
 
-def test_no_method_of_a_driver_is_called_in_the_child(tmp_path: Path, postgres: PostgreSQL, scenario: Scenario) -> None:
-    address = {"host": postgres.host, "port": postgres.port, "user": "dbguard", "dbname": "dbguard"}
-    assert scenario(watched_drivers, address=address, path=str(tmp_path / "file.db")) == {
-        "drivers": ["WatchedPsycopg", "WatchedPsycopg2", "WatchedSQLite"],
-        "child": {"used": [], "lost": "PendingRollbackError", "wrong": []},
-        "parent": [],
-    }
+# The locks are those of SQLAlchemy's pools and of the guard: the same for every driver.
 
 
 @pytest.mark.parametrize("lock", ["queue", "overflow", "old pool", "connecting", "initializing"])

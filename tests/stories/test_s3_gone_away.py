@@ -22,7 +22,7 @@ from wsgi_dbguard.lab.process import wait_until
 
 pytestmark = pytest.mark.slow
 
-NIGHT = 1  # seconds, the server's wait_timeout
+NIGHT = 2  # seconds, the server's wait_timeout
 RECYCLE = 7200  # seconds, the application's pool_recycle
 INSTALLED = [driver.name for driver in DRIVERS if driver.database == "mariadb" and not driver.missing()]
 

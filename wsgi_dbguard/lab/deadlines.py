@@ -97,8 +97,20 @@ def overrun(start: Start, driver: Driver, database: Database, *, directory: Path
         return _outcome(database, url, status, body, time.monotonic() - begun)
 
 
-def abort(start: Start, driver: Driver, database: Database, *, guarded: bool, timeout: int, directory: Path) -> Outcome:
-    """gunicorn aborts a worker that has been in a query for `timeout` seconds; arguments and errors as of `overrun`."""
+def abort(
+    start: Start,
+    driver: Driver,
+    database: Database,
+    *,
+    guarded: bool,
+    timeout: int,
+    directory: Path,
+    patience: float = PATIENCE,
+) -> Outcome:
+    """gunicorn aborts a worker that has been in a query for `timeout` seconds.
+
+    Raises TimeoutError when the query is still there `patience` seconds after that, or the server does not start.
+    """
     with _serving(start, driver, database, directory, f"--timeout={timeout}", guarded=guarded) as server:
         url = server.ready()
         connection = _connected(url)
@@ -109,7 +121,7 @@ def abort(start: Start, driver: Driver, database: Database, *, guarded: bool, ti
             status, body = _answer(connection)
         finally:
             connection.close()
-        return _outcome(database, url, status, body, time.monotonic() - begun)
+        return _outcome(database, url, status, body, time.monotonic() - begun, patience)
 
 
 def _serving(
@@ -123,11 +135,15 @@ def _serving(
     return start(app, *options, guarded=guarded, directory=directory, path=[APPS], **variables)
 
 
-def _outcome(database: Database, url: str, status: int, body: bytes, seconds: float) -> Outcome:
+def _outcome(
+    database: Database, url: str, status: int, body: bytes, seconds: float, patience: float = PATIENCE
+) -> Outcome:
     answered = time.monotonic()
-    wait_until(lambda: not asleep(database), timeout=PATIENCE, what="the end of the query in the database")
+    wait_until(lambda: not asleep(database), timeout=patience, what="the end of the query in the database")
     ended = time.monotonic() - answered
-    kind = next((each for each in ("unavailable", "outcome-unknown") if f"urn:wsgi-dbguard:{each}".encode() in body), "")
+    kind = next(
+        (each for each in ("unavailable", "outcome-unknown") if f"urn:wsgi-dbguard:{each}".encode() in body), ""
+    )
     following = [_ask(url, f"/echo?token=after-{number}") for number in range(2)]
     right = following == [(200, f"after-{number}".encode()) for number in range(2)]
     return Outcome(status, seconds, kind, ended, right)

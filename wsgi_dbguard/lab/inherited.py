@@ -25,7 +25,7 @@ from sqlalchemy.orm import scoped_session, sessionmaker
 if TYPE_CHECKING:
     from .forking import Forks
 
-__all__ = ["STREAM", "Held", "SQL", "engine_of", "sql_of"]
+__all__ = ["SQL", "STREAM", "Held", "engine_of", "sql_of"]
 
 STREAM = {"stream_results": True, "max_row_buffer": 10}  # execution options
 
@@ -59,7 +59,7 @@ _MARIADB = SQL(
     numbers="select seq, repeat('x', 200) from seq_1_to_1000",
     lock="select get_lock('{key}', 0)",
     unlock="select release_lock('{key}')",
-    locked="select if(get_lock('{key}', 60), 'mine', null)",
+    locked="select if(get_lock('{key}', 600), 'mine', null)",
     waiting="select count(*) from information_schema.processlist"
     " where state = 'User lock' and info like '%get_lock(''{key}''%'",
 )

@@ -66,6 +66,7 @@ class Peers:
             raise ServerMissing(reason)
         wanted = known.database, tls
         if wanted not in self._servers:
-            server = PostgreSQL(tls=tls) if known.database == "postgresql" else MariaDB(tls=tls)
-            self._servers[wanted] = self._stack.enter_context(server)
+            server: PostgreSQL | MariaDB = PostgreSQL(tls=tls) if known.database == "postgresql" else MariaDB(tls=tls)
+            self._stack.enter_context(server)
+            self._servers[wanted] = server
         return Peer(driver, self._servers[wanted], sql_of(known.database))

@@ -25,7 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlencode, urlsplit
 
 import psycopg2
@@ -41,16 +41,20 @@ __all__ = ["COMMIT", "TABLE", "Answer", "Shop", "row"]
 TABLE = "lock table items"
 COMMIT = "select pg_advisory_xact_lock(20261121)"
 PATIENCE = 60.0  # seconds, for what takes a few milliseconds on a machine that is not busy
-_SCHEMA = f"""
-    drop table if exists items;
-    create table items (
+_SCHEMA = """
+    create schema {0};
+    create table {0}.items (
         id serial primary key, name text unique not null, stock int not null, version int not null
     );
-    insert into items (name, stock, version) values ('anvil', 10, 1), ('bellows', 10, 1);
-    create or replace function wait_at_commit() returns trigger language plpgsql as
+    alter sequence {0}.items_id_seq restart 100;
+    create function {0}.wait_at_commit() returns trigger language plpgsql as
         $$ begin perform pg_advisory_xact_lock(20261121); return null; end $$;
-    create constraint trigger wait_at_commit after insert on items deferrable initially deferred
-        for each row execute function wait_at_commit();
+    create constraint trigger wait_at_commit after insert on {0}.items deferrable initially deferred
+        for each row execute function {0}.wait_at_commit();
+"""
+_STOCK = """
+    delete from {0}.items;
+    insert into {0}.items (id, name, stock, version) values (1, 'anvil', 10, 1), (2, 'bellows', 10, 1);
 """
 
 
@@ -72,47 +76,69 @@ class Answer:
 
 
 class Shop:
-    """One application, served until its `with` block is left. The table `items` is made anew for it, with two rows."""
+    """One application, served until its `with` block is left, with a table `items` of its own.
+
+    `variables` are added to its environment. With one of its `threads`, a session that is made for each thread is one
+    for all requests.
+    """
 
     def __init__(
         self, app: str, postgres: PostgreSQL, directory: Path, *, guarded: bool, threads: int = 1, **variables: str
     ) -> None:
         self.postgres = postgres
-        self._name = f"{app}-{'guarded' if guarded else 'unguarded'}"
+        self._name = f"{app}_{'guarded' if guarded else 'unguarded'}_{threads}"  # of application and schema
         self._app = app
         self._directory = directory
         self._guarded = guarded
         self._threads = threads
-        self._variables = variables
+        self._variables: dict[str, Any] = variables
         self._stack = ExitStack()
+        self._servers = ExitStack()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self.postgres.query(_SCHEMA)
-            stack.callback(self.postgres.query, "drop table items; drop function wait_at_commit")
+            self.postgres.query(_SCHEMA.format(self._name))
+            stack.callback(self.postgres.query, f"drop schema {self._name} cascade")
             self.proxy = stack.enter_context(FaultProxy(self.postgres.host, self.postgres.port))
-            url = self.postgres.url_through(self.proxy.host, self.proxy.port, "psycopg2", application_name=self._name)
-            self.server: Server = stack.enter_context(
-                gunicorn(
-                    f"{'wrapped' if self._guarded else self._app}:application",
-                    "--worker-class=gthread",
-                    f"--threads={self._threads}",
-                    guarded=self._guarded,
-                    directory=self._directory,
-                    path=[APPS],
-                    APPLICATION=self._app,
-                    DATABASE_URL=url,
-                    **self._variables,
-                )
-            )
+            stack.enter_context(self._servers)
             self._clients = ThreadPoolExecutor(8)
             stack.callback(self._clients.shutdown)
-            self.server.ready()
+            self.restart()
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
+
+    def restart(self) -> None:
+        """A new server, and two items in the table: as in the beginning."""
+        self._servers.close()
+        url = self.postgres.url_through(
+            self.proxy.host,
+            self.proxy.port,
+            "psycopg2",
+            application_name=self._name,
+            options=f"-csearch_path={self._name}",
+        )
+        self.server: Server = self._servers.enter_context(
+            gunicorn(
+                f"{'wrapped' if self._guarded else self._app}:application",
+                "--worker-class=gthread",
+                f"--threads={self._threads}",
+                guarded=self._guarded,
+                directory=self._directory,
+                path=[APPS],
+                APPLICATION=self._app,
+                DATABASE_URL=url,
+                **self._variables,
+            )
+        )
+        self.server.ready()
+        self.restock()
+
+    def restock(self) -> None:
+        """Two items in the table, as in the beginning."""
+        self.postgres.query(_STOCK.format(self._name))
 
     # Requests
 
@@ -150,7 +176,7 @@ class Shop:
         )
         try:
             with holder.cursor() as cursor:
-                cursor.execute(f"set lock_timeout = '{PATIENCE:.0f} s'")
+                cursor.execute(f"set lock_timeout = '{PATIENCE:.0f} s'; set search_path = {self._name}")
                 cursor.execute(statement)
             yield
         finally:
@@ -161,7 +187,8 @@ class Shop:
         return [
             pid
             for (pid,) in self.postgres.query(
-                f"select pid from pg_stat_activity where application_name = %s and {condition} order by pid", self._name
+                f"select pid from pg_stat_activity where application_name = %s and {condition} order by pid",
+                self._name,
             )
         ]
 
@@ -176,4 +203,4 @@ class Shop:
 
     def names(self) -> list[str]:
         """The items that there are."""
-        return [name for (name,) in self.postgres.query("select name from items order by name")]
+        return [name for (name,) in self.postgres.query(f"select name from {self._name}.items order by name")]

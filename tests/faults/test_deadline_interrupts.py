@@ -1,0 +1,107 @@
+"""A query that is interrupted in the process (a signal's handler, gevent.Timeout) does not run on in the server.
+
+Drivers in C are not interrupted; psycopg cancels by itself, but only for KeyboardInterrupt.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from wsgi_dbguard.lab.drivers import Driver, driver_named
+from wsgi_dbguard.lab.mariadb import MariaDB
+from wsgi_dbguard.lab.postgres import PostgreSQL
+from wsgi_dbguard.lab.process import wait_until
+from wsgi_dbguard.lab.provision import ServerMissing
+
+pytestmark = pytest.mark.slow
+
+PATIENCE = 60.0  # seconds, however busy the machine; less than the query takes
+PROGRAM = """
+import signal, sys
+from contextlib import ExitStack
+kind, url, guarded, sql = sys.argv[1:]
+if kind == "gevent.Timeout":
+    import gevent.monkey
+    gevent.monkey.patch_all()
+from sqlalchemy import create_engine, text
+
+def leave(number, frame):
+    raise SystemExit(1) if kind == "SystemExit" else KeyboardInterrupt
+
+engine = create_engine(url)
+if guarded == "guarded":
+    from wsgi_dbguard import guard
+    guard(engine)
+with engine.connect() as connection:
+    connection.execute(text("select 1"))
+try:
+    with engine.connect() as connection, ExitStack() as stack:
+        if kind == "gevent.Timeout":
+            stack.enter_context(gevent.Timeout(0.5))
+        else:
+            signal.signal(signal.SIGALRM, leave)
+            signal.setitimer(signal.ITIMER_REAL, 0.5)
+        connection.execute(text(sql))
+except Exception:
+    raise
+except BaseException as interrupt:
+    print(type(interrupt).__name__)
+"""
+SLEEP = {"postgresql": "SELECT pg_sleep(120)", "mariadb": "SELECT SLEEP(120)"}
+RUNNING = {
+    "postgresql": "select pid from pg_stat_activity where state = 'active' and query like 'SELECT pg_sleep%%'",
+    "mariadb": "select id from information_schema.processlist where info like 'SELECT SLEEP%%'",
+}
+Server = PostgreSQL | MariaDB
+SERVER_OF: dict[str, Callable[[], Server]] = {"postgresql": PostgreSQL, "mariadb": MariaDB}
+
+
+@pytest.fixture(scope="module")
+def server_of() -> Iterator[Callable[[Driver], Server]]:
+    running: dict[str, Server] = {}
+    with ExitStack() as stack:
+
+        def server(driver: Driver) -> Server:
+            if missing := driver.missing():
+                pytest.skip(missing)
+            if driver.database not in running:
+                try:
+                    running[driver.database] = stack.enter_context(SERVER_OF[driver.database]())
+                except ServerMissing as missing_server:
+                    pytest.skip(str(missing_server))
+            return running[driver.database]
+
+        yield server
+
+
+def interrupted(kind: str, driver: Driver, server: Server, *, guarded: bool) -> str:
+    url = driver.url(server.url()).render_as_string(hide_password=False)
+    command = [sys.executable, "-c", PROGRAM, kind, url, "guarded" if guarded else "unguarded", SLEEP[driver.database]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("kind", ["SystemExit", "KeyboardInterrupt", "gevent.Timeout"])
+@pytest.mark.parametrize("name", ["psycopg", "pg8000", "pymysql"])
+def test_it_is_stopped_in_the_server(name: str, kind: str, server_of: Callable[[Driver], Server]) -> None:
+    driver = driver_named(name)
+    server = server_of(driver)
+    assert interrupted(kind, driver, server, guarded=True) == kind.removeprefix("gevent.")
+    sql = RUNNING[driver.database]
+    wait_until(lambda: not server.query(sql), timeout=PATIENCE, what="the end of the query")
+
+
+@pytest.mark.parametrize("name", ["psycopg", "pg8000", "pymysql"])
+def test_without_the_guard_it_goes_on(name: str, server_of: Callable[[Driver], Server]) -> None:
+    driver = driver_named(name)
+    server = server_of(driver)
+    assert interrupted("SystemExit", driver, server, guarded=False) == "SystemExit"
+    left = [number for (number,) in server.query(RUNNING[driver.database])]
+    assert left
+    server.terminate(*left)

@@ -1,0 +1,140 @@
+"""What a statement leaves on its connection, by its text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from wsgi_dbguard.changes import ANYTHING, COMMIT, DATABASE, changes, touches
+
+NAMES = ("character_set_client", "character_set_results", "character_set_connection", "collation_connection")
+CHARACTERISTICS = ("default_transaction_isolation", "default_transaction_read_only", "default_transaction_deferrable")
+# What is undone begins with "-".
+POSTGRESQL: dict[str, tuple[str, ...]] = {
+    "SET search_path TO a": ("search_path",),
+    "set session Statement_Timeout = '3s'": ("statement_timeout",),
+    "set app.tenant = '5'": ("app.tenant",),
+    "set local x = 1": (),
+    "set transaction read only": (),
+    "set constraints all deferred": (),
+    "set session characteristics as transaction read only": CHARACTERISTICS,
+    "set time zone 'UTC'": ("timezone",),
+    "set names 'utf8'": ("client_encoding",),
+    "set schema 'a'": ("search_path",),
+    "set role x": ("role",),
+    "set session authorization x": (ANYTHING,),
+    "reset search_path": ("search_path",),
+    "reset all": (ANYTHING,),
+    "/* why */ set a = 1; -- and\nset b = 2": ("a", "b"),
+    "select set_config('a.b', 'x, y', false)": ("a.b",),
+    "select set_config('a.b', 'x', true), set_config('c', '1', false)": ("c",),
+    "select set_config(name, value, false) from settings": (ANYTHING,),
+    "create temp table if not exists pg_temp.mine (x int)": ("temp mine",),
+    "create local temporary view mine as select 1": ("temp mine",),
+    "create temp table mine on commit drop as select 1": (),
+    "select * into temp mine from x": ("temp mine",),
+    "insert into temp values (1)": (),
+    "select temp from weather": (),
+    'drop table if exists mine, "yours" cascade': ("-temp mine", "-temp yours"),
+    "listen jobs": ("listen jobs",),
+    "unlisten *": ("-listen *",),
+    "prepare p (int) as select $1": ("prepared p",),
+    "prepare transaction 'x'": (),
+    "deallocate p": ("-prepared p",),
+    "deallocate all": ("-prepared *",),
+    "declare c cursor with hold for select 1": ("cursor c",),
+    "declare c cursor for select 1": (),
+    "close c": ("-cursor c",),
+    "discard plans": (),
+    "discard temp": ("-temp *",),
+    "discard all": ("-temp *", "-prepared *", "-listen *", "-lock *", "-cursor *", ANYTHING),
+    "lock table x": (),
+    "select pg_advisory_lock(1, 2)": ("lock 1, 2",),
+    "select pg_try_advisory_lock_shared(42)": ("lock 42",),
+    "select pg_advisory_xact_lock(42)": (),
+    "select pg_advisory_unlock(42)": ("-lock 42",),
+    "select pg_advisory_unlock_all()": ("-lock *",),
+    "commit": (COMMIT,),
+    "rollback": (),
+    "select 1": (),
+    "update x set a = 1": (),
+}
+MYSQL: dict[str, tuple[str, ...]] = {
+    "SET sql_mode = ''": ("sql_mode",),
+    "set local sql_mode = ''": ("sql_mode",),
+    "set a = 1, @b := (select 1, 2), global c = 3, @@session.d = 'e,f', g = 1": ("a", "@b", "d"),
+    "set @@global.a = 1, @@b = 1": ("b",),
+    "set persist a = 1": (),
+    "set names utf8mb4": NAMES,
+    "set character set utf8mb4": NAMES,
+    "set transaction read only": (),
+    "set session transaction isolation level read committed": ("tx_isolation",),
+    "set session transaction read only, isolation level serializable": ("tx_isolation", "tx_read_only"),
+    "set transaction_isolation = 'serializable'": ("tx_isolation",),
+    "set statement max_statement_time = 1 for select 1": (),
+    "set insert_id = 7": (),
+    "set timestamp = 7": (ANYTHING,),
+    "set role x": (ANYTHING,),
+    "use tenant": (DATABASE,),
+    "lock tables a read": ("tables locked",),
+    "flush tables with read lock": ("tables locked",),
+    "flush tables": (),
+    "unlock tables": ("-tables *",),
+    "create temporary table mine (x int)": ("temp mine",),
+    "drop temporary table `mine`": ("-temp mine",),
+    "prepare p from 'select 1'": ("prepared p",),
+    "drop prepare p": ("-prepared p",),
+    "select get_lock('a', 10)": ("lock 'a'",),
+    "do release_lock('a')": ("-lock 'a'",),
+    "select release_all_locks()": ("-lock *",),
+    "commit": (),
+    "select @a := 1": (),  # not seen
+}
+CASES = [
+    *(("postgresql", *case) for case in POSTGRESQL.items()),
+    *(("mysql", *case) for case in MYSQL.items()),
+    ("mariadb", "use tenant", (DATABASE,)),
+]
+
+
+def keys(statement: str, dialect: str, parameters: Any = None) -> tuple[str, ...]:
+    return tuple(f"-{each.key}" if each.undo else each.key for each in changes(statement, parameters, dialect))
+
+
+@pytest.mark.parametrize(("dialect", "statement", "expected"), CASES, ids=[f"{each[0]}: {each[1]}" for each in CASES])
+def test_a_statement_changes(dialect: str, statement: str, expected: tuple[str, ...]) -> None:
+    assert keys(statement, dialect) == expected
+    assert touches(statement) or not expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parameters", "expected"),
+    [
+        ("%(a)s, %(b)s, %(c)s", {"a": "x", "b": "y", "c": False}, ("x",)),
+        ("%(a)s::VARCHAR, %(b)s::VARCHAR, %(c)s::BOOLEAN", {"a": "x", "b": "y", "c": True}, ()),
+        ("%s, %s, %s", ("x", "y", False), ("x",)),
+        ("%s, %s, %s", ("x", "y", True), ()),
+        ("'x', %s, true", ("y",), ()),
+        ("'x', %s, %s", ("y", "on"), ()),
+        ("%s, %s, %s", (), (ANYTHING,)),
+        ("%s, %s, false", None, (ANYTHING,)),
+        ("%(a)s, 'y', false", [{"a": "x"}, {"a": "z"}], (ANYTHING,)),  # executemany
+    ],
+)
+def test_parameters_of_a_call_are_known_when_it_is_sent(
+    arguments: str, parameters: Any, expected: tuple[str, ...]
+) -> None:
+    assert keys(f"select set_config({arguments}) as one", "postgresql", parameters) == expected
+
+
+def test_a_lock_is_known_by_its_parameters() -> None:
+    lock, unlock = "select 1, %s, pg_advisory_lock(%s)", "select pg_advisory_unlock(%(key)s)"
+    assert keys(lock, "postgresql", (7, 42)) == ("lock 42",)
+    assert keys(unlock, "postgresql", {"key": 42}) == ("-lock 42",)
+
+
+def test_of_a_long_statement_only_the_beginning_is_read() -> None:
+    data = ", ".join(["('a value')"] * 1000)
+    assert not touches(f"insert into x values {data}, ('set_config(')")
+    assert touches(f"set a = 1; insert into x values {data}")
