@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from sqlalchemy import Engine, exc, text
 
-from wsgi_dbguard import canceller, guard
+from wsgi_dbguard import cancel, canceller, guard
 from wsgi_dbguard.canceller import Job
 from wsgi_dbguard.lab.postgres import PostgreSQL
 from wsgi_dbguard.lab.process import wait_until
@@ -109,7 +109,7 @@ def test_abort_stops_what_every_connection_in_use_is_doing(engine: Engine, postg
 
 def test_abort_is_bounded_and_does_not_raise(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     end = threading.Event()
-    monkeypatch.setattr(canceller.cancel, "way", lambda *ignored: end.wait)
+    monkeypatch.setattr(cancel, "way", lambda *ignored: end.wait)
     with engine.connect():
         begun = time.monotonic()
         canceller.abort(0.2)
@@ -120,7 +120,7 @@ def test_abort_is_bounded_and_does_not_raise(engine: Engine, monkeypatch: pytest
     def broken(*ignored: object) -> None:
         raise LookupError("no way")
 
-    monkeypatch.setattr(canceller.cancel, "way", broken)
+    monkeypatch.setattr(cancel, "way", broken)
     monkeypatch.setattr(canceller, "_aborted_at", float("-inf"))
     with engine.connect():
         canceller.abort()

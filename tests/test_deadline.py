@@ -89,7 +89,7 @@ def test_a_query_past_the_deadline_is_cancelled_and_the_request_gets_its_503(
 
 
 def test_the_next_request_on_that_pool_is_right_and_has_another_connection(engine: Engine) -> None:
-    guarded = DBGuard(sleeping(engine), engine, deadline=0.5)
+    guarded = DBGuard(sleeping(engine), engine, deadline=1.5)  # enough for the other one on a busy machine
     assert serve(guarded, "/slow").status_code == 503
     assert serve(guarded).status_code == 200
     [stats] = guarded.stats()["pools"].values()
@@ -141,9 +141,10 @@ def test_an_application_that_answers_for_itself_is_left_alone(engine: Engine) ->
             with engine.connect() as connection:
                 connection.execute(SLEEP, {"seconds": LONG})
         except exc.OperationalError as error:
-            assert error.orig is not None
-            return ok(start_response, f"too slow: {type(error.orig).__name__}")
-        return ok(start_response)
+            answer = f"too slow: {type(error.orig).__name__}"
+        else:
+            answer = "in time"
+        return ok(start_response, answer)
 
     response = serve(DBGuard(application, engine, deadline=0.3))
     assert (response.status_code, response.text) == (200, "too slow: QueryCanceled")
@@ -235,7 +236,7 @@ def test_a_session_that_ran_into_it_is_rolled_back_and_used_again(engine: Engine
         session.execute(SLEEP, {"seconds": LONG if environ["PATH_INFO"] == "/slow" else 0})
         return ok(start_response)
 
-    guarded = DBGuard(application, engine, deadline=0.3)
+    guarded = DBGuard(application, engine, deadline=1.5)  # enough for the others on a busy machine
     assert [serve(guarded, path).status_code for path in ("/slow", "/", "/slow", "/")] == [503, 200, 503, 200]
     session.close()
 
@@ -362,13 +363,13 @@ def test_a_server_that_does_not_answer_is_cut_off(make_engine: Callable[..., Eng
                 connection.execute(SLEEP, {"seconds": 0})
             return ok(start_response)
 
-        guarded = DBGuard(application, engine, deadline=0.5, ping_timeout=1.0)
+        guarded = DBGuard(application, engine, deadline=2.0, ping_timeout=1.0)
         begun = time.monotonic()
         try:
             response = serve(guarded, "/slow")
         finally:
             server.resume()
-        assert 1.5 <= time.monotonic() - begun < PATIENCE
+        assert 3.0 <= time.monotonic() - begun < PATIENCE
         assert (response.status_code, kind(response)) == (503, UNAVAILABLE)
         assert serve(guarded).status_code == 200
         engine.dispose()

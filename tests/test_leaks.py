@@ -211,9 +211,11 @@ def test_a_streaming_body_may_use_its_connection_until_its_close(engine: Engine)
             connection.execute(ONE)
             yield b"done"
 
-    bodies: list[Callable[[], Any]] = [Body, generator]
-    for body in bodies:
-        assert serve(DBGuard(lambda environ, start_response, body=body: body(), engine)) == []
+    def answers(body: Callable[[], Iterable[bytes]]) -> WSGIApplication:
+        return lambda environ, start_response: body()
+
+    assert serve(DBGuard(answers(Body), engine)) == []
+    assert serve(DBGuard(answers(generator), engine)) == []
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 

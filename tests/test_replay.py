@@ -11,9 +11,9 @@ import pymysql
 import pytest
 from sqlalchemy import Engine, event, exc, text
 from sqlalchemy.orm import Session
-from werkzeug.test import create_environ
+from werkzeug.test import Client, create_environ
 
-from wsgi_dbguard import DBGuard, failures
+from wsgi_dbguard import DBGuard, failures, replayable
 from wsgi_dbguard.failures import Failure
 from wsgi_dbguard.lab.postgres import PostgreSQL
 from wsgi_dbguard.lab.proxy import FaultProxy
@@ -360,3 +360,20 @@ def test_only_the_servers_own_word_takes_a_commit_back(error: BaseException, ref
         for _ in range(2):  # the second one is about something else
             request.database_failed(failures.classify(error), connection, committing=True, refused=refused)
     assert (request.commits, request.in_doubt) == ((0, False) if refused else (1, True))
+
+
+@pytest.mark.parametrize("way", ["call", "decorator", "environ"])
+def test_an_application_can_say_that_a_post_may_run_again(
+    way: str, postgres: PostgreSQL, engine: Engine, rows: Callable[[], int]
+) -> None:
+    site = Site(postgres, engine, lambda engine: None)
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if way == "environ":
+            environ["wsgi_dbguard.replayable"] = True
+        elif way == "call":
+            replayable()
+        return (replayable(site) if way == "decorator" else site)(environ, start_response)
+
+    assert Client(DBGuard(app, engine)).post("/").status_code == 200
+    assert site.runs == 2

@@ -171,7 +171,7 @@ def test_the_application_meets_an_error_of_its_own_kind(site: Any) -> None:
 
     def notes(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         try:
-            return app(environ, start_response)
+            yield from app(environ, start_response)
         except OperationalError as error:
             met.append(error)
             raise

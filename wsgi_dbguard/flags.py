@@ -16,11 +16,16 @@ Example::
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from operator import attrgetter, methodcaller
 from typing import Any
 
-__all__ = ["reader", "restore"]
+from .link import UNKNOWN, Link
+
+__all__ = ["reader", "restore", "settle"]
+
+logger = logging.getLogger(__name__)
 
 # Attributes, by the driver's top package. mysql-connector would ask the server.
 _ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -64,6 +69,19 @@ def _package(connection: Any) -> str:
 def reader(connection: Any) -> Callable[[Any], object]:
     """What tells the modes of such a connection, as one value to compare; always None for a driver not known here."""
     return _READERS.get(_package(connection), _nothing)
+
+
+def settle(connection: Any, link: Link) -> bool:
+    """At a checkout: put the modes back to what they were; at the first one, remember them. False if it cannot be."""
+    if link.baseline is UNKNOWN:
+        link.baseline = link.flags(connection)
+        return True
+    try:
+        restore(connection, link.baseline)
+    except Exception as error:  # such as in a transaction, where a pool does not reset
+        logger.debug("could not put right what was set on %s: %s", link, error)
+        return False
+    return True
 
 
 def restore(connection: Any, flags: Any) -> None:

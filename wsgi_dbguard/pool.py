@@ -33,20 +33,20 @@ from sqlalchemy import Engine, event, exc
 from sqlalchemy.engine import Dialect, ExceptionContext
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool, SingletonThreadPool, StaticPool
 
-from . import canceller, failures, flags, fork, housekeeping, liveness, quirks, registry, sockets, state
+from . import canceller, failures, flags, fork, housekeeping, liveness, quirks, registry, sockets
 from .breaker import Breaker
 from .config import GuardConfig
 from .errors import OutcomeUnknown
 from .failures import Failure
-from .link import KEY, SUSPECT, UNKNOWN, Link, Retired
+from .link import KEY, SUSPECT, Link, Retired
 from .request import current
+from .variables import Variables
 
 __all__ = ["PoolGuard"]
 
 logger = logging.getLogger(__name__)
 current_request = current.get
 _INFINITE = float("inf")
-_MOST_VARIABLES = 32  # one that is named for each user, say, is not worth asking for
 _LOOK_PAUSES = (1.0, 300.0)  # first and longest, seconds: a failover is over in seconds, or it is none
 
 
@@ -99,7 +99,7 @@ class PoolGuard:
         self._look_pause = _LOOK_PAUSES[0]  # for how long after a failover was seen none is looked for
         self._look_again = -_INFINITE
         self._condemned = -_INFINITE  # when all connections that there were were condemned
-        self._variables: set[str] = set()  # of a session, that requests set and leave, see `state`
+        self._variables = Variables()
 
     def stats(self) -> dict[str, Any]:
         """Counts since this process began, and gauges (`connections`, `idle`) of now.
@@ -108,9 +108,9 @@ class PoolGuard:
         did not answer), ``condemned`` (older than a dead one), ``max_lifetime``, ``idle_timeout``, ``read_only``
         (failover), ``deadline`` (a query on it was cancelled), ``changed`` (a request left settings, locks or temporary
         tables on it), ``forked``; ``restored`` is how many got their settings back instead, ``retired`` how many were
-        closed while they lay idle. ``away``: the database could not be reached when it was last tried; ``waiting`` is how many wait
-        for it now, ``held`` how many have done so, and ``refused`` how many were told at once or waited in vain, see
-        `breaker`.
+        closed while they lay idle. ``away``: the database could not be reached when it was last tried; ``waiting`` is
+        how many wait for it now, ``held`` how many have done so, and ``refused`` how many were told at once or waited
+        in vain, see `breaker`.
         """
         mine = self.links()
         return {
@@ -120,7 +120,7 @@ class PoolGuard:
             "checkouts": self._past_checkouts + sum(link.uses for link in mine),
             "connects": self._counts["connects"],
             "pings": self._counts["pings"],
-            "restored": self._counts["restored"],
+            "restored": self._variables.restored,
             "retired": self._counts["retired"],
             "invalidations": self._counts["invalidations"],
             "away": self.breaker.away,
@@ -164,8 +164,7 @@ class PoolGuard:
             link.poll = sockets.watch(link.fd)
             quirks.mend(link.connection(), link.fd)
         link.flags = flags.reader(link.connection())
-        if self._variables:
-            link.changed = set()  # has its first checkout ask for them
+        self._variables.expect(link)
         housekeeping.ensure(self)
 
     def _on_checkout(self, connection: Any, entry: ConnectionPoolEntry, proxy: PoolProxiedConnection) -> None:
@@ -192,8 +191,8 @@ class PoolGuard:
         if request is None:
             link.owner = None
         else:
-            if request.heals and link.flags(connection) != link.baseline:
-                self._restore_flags(connection, link)
+            if request.heals and link.flags(connection) != link.baseline and not flags.settle(connection, link):
+                raise self._replace("changed", link)
             request.checkouts += 1
             link.owner = request.owner
             link.lent = threading.get_ident() != request.thread
@@ -291,7 +290,7 @@ class PoolGuard:
                 link.doomed = link.doomed or "condemned"
         elif not link.uses:  # fresh
             if link.changed is not None:
-                state.learn(self.dialect, connection, link, self._variables, self.config.ping_timeout)
+                self._variables.learn(self.dialect, connection, link, self.config.ping_timeout)
             return link
         if link.doomed is not None:
             with self._lock:  # housekeeping may be taking it right now, or find that it came too late
@@ -317,36 +316,11 @@ class PoolGuard:
             if not liveness.ping(self.dialect, connection, link, self.config.ping_timeout):
                 self._condemn(link, "did not answer a ping")
                 raise self._replace("ping", link)
-        if link.changed is not None:
-            self._restore(connection, link)
+        if link.changed is not None and not self._variables.restore(
+            self.dialect, connection, link, self.config.ping_timeout
+        ):
+            raise self._replace("changed", link)
         return link
-
-    def _restore(self, connection: Any, link: Link) -> None:
-        """Put right what a request has changed by SQL and left; else the connection is replaced."""
-        changed = link.changed
-        if not changed:  # it was there before this guard
-            link.changed = None
-            return
-        if state.restore(self.dialect, connection, link, self.config.ping_timeout):
-            with self._lock:
-                self._counts["restored"] += 1
-            return
-        # New connections are asked for their values at once.
-        self._variables |= {each for each in changed if state.is_variable(each)}
-        if len(self._variables) > _MOST_VARIABLES:
-            self._variables.clear()
-        raise self._replace("changed", link)
-
-    def _restore_flags(self, connection: Any, link: Link) -> None:
-        """Put right what a request has set on the driver's connection and left; at its first checkout, remember it."""
-        if link.baseline is UNKNOWN:
-            link.baseline = link.flags(connection)
-            return
-        try:
-            flags.restore(connection, link.baseline)
-        except Exception as error:  # such as in a transaction, where a pool does not reset
-            logger.debug("%s: could not put right what was set on %s: %s", self, link, error)
-            raise self._replace("changed", link) from None
 
     def _overdue(self, link: Link, now: float) -> str | None:
         if now > link.expires:

@@ -15,12 +15,14 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
+from unittest import mock
 
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.orm import scoped_session, sessionmaker
 
-from wsgi_dbguard import DBGuard, guard
+from wsgi_dbguard import DBGuard, guard, registry
 from wsgi_dbguard.lab.postgres import PostgreSQL
 from wsgi_dbguard.lab.proxy import FaultProxy
 
@@ -64,6 +66,27 @@ def streaming(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
     yield b"ok"
 
 
+def queries(engine: Engine, count: int) -> Any:
+    """An application that sends `count` statements in a transaction of its Session."""
+    statement = text("select 1")
+    session = scoped_session(sessionmaker(engine))
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        for _ in range(count):
+            session.execute(statement)
+        session.remove()
+        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "2")])
+        return [b"ok"]
+
+    return app
+
+
+def guarded(engine: Engine, app: Any) -> DBGuard:
+    """`app` in a DBGuard that watches `engine` and no other: those of the other contenders are in this process too."""
+    with mock.patch.object(registry, "on_engine", lambda listener: listener(engine)):
+        return DBGuard(app, engine)
+
+
 def serve(app: Any) -> Callable[[], None]:
     def start_response(status: str, headers: Any, exc_info: Any = None) -> Any: ...
 
@@ -101,11 +124,32 @@ def run(rounds: int) -> dict[str, dict[str, float]]:
                 results[f"checkout + checkin, {driver}, {place}"] = summary(samples)
                 for engine in engines.values():
                     engine.dispose()
+        results |= requests(server.url("psycopg2"), rounds)
         bare = create_engine("sqlite://")
         for name, app in (("list", application), ("generator", streaming)):
             samples = measure({"nothing": serve(app), "guard": serve(DBGuard(app, bare))}, rounds, 0.02)
             results[f"request without database, {name}"] = summary(samples)
     return results
+
+
+def requests(url: str, rounds: int) -> dict[str, dict[str, float]]:
+    """A request with one statement and with eleven: the difference is what ten statements cost."""
+    plain, ours = create_engine(url), create_engine(url)
+    contenders = {
+        (name, count): serve(app)
+        for count in (1, 11)
+        for name, app in (
+            ("nothing", queries(plain, count)),
+            ("guard", guarded(ours, queries(ours, count))),
+        )
+    }
+    samples = measure({f"{name} {count}": each for (name, count), each in contenders.items()}, rounds, 0.05)
+    for engine in (plain, ours):
+        engine.dispose()
+    one, eleven = ({name: samples[f"{name} {count}"] for name in ("nothing", "guard")} for count in (1, 11))
+    each = {name: [(more - less) / 10 for more, less in zip(eleven[name], one[name], strict=True)] for name in one}
+    place = "Session on psycopg2, loopback"
+    return {f"request with one statement, {place}": summary(one), f"each further statement, {place}": summary(each)}
 
 
 def summary(samples: dict[str, list[float]]) -> dict[str, float]:

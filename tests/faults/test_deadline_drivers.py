@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +18,6 @@ from wsgi_dbguard.lab.mariadb import MariaDB
 from wsgi_dbguard.lab.pgbouncer import PgBouncer
 from wsgi_dbguard.lab.postgres import PostgreSQL
 from wsgi_dbguard.lab.process import wait_until
-from wsgi_dbguard.lab.provision import ServerMissing
 from wsgi_dbguard.lab.proxy import FaultProxy
 from wsgi_dbguard.link import KEY, Link
 
@@ -33,31 +31,6 @@ RUNNING = {
     "mariadb": "select count(*) from information_schema.processlist where info like 'SELECT SLEEP%%'",
 }
 Server = PostgreSQL | MariaDB
-SERVER_OF: dict[str, Callable[[], Server]] = {"postgresql": PostgreSQL, "mariadb": MariaDB}
-TLS_SERVER_OF: dict[str, Callable[[], Server]] = {
-    "postgresql": lambda: PostgreSQL(tls=True),
-    "mariadb": lambda: MariaDB(tls=True),
-}
-
-
-@pytest.fixture(scope="module")
-def server_of() -> Iterator[Callable[..., Server]]:
-    running: dict[tuple[str, bool], Server] = {}
-    with ExitStack() as stack:
-
-        def server(driver: Driver, *, tls: bool = False) -> Server:
-            if missing := driver.missing():
-                pytest.skip(missing)
-            key = driver.database, tls
-            if key not in running:
-                try:
-                    made = (TLS_SERVER_OF if tls else SERVER_OF)[driver.database]()
-                    running[key] = stack.enter_context(made)
-                except ServerMissing as missing_server:
-                    pytest.skip(str(missing_server))
-            return running[key]
-
-        yield server
 
 
 @pytest.fixture
@@ -165,17 +138,18 @@ def test_where_no_second_connection_is_to_be_had_the_socket_is_cut(
     server = server_of(driver)
     with FaultProxy(server.host, server.port) as proxy:
         engine = engine_at(driver.url(server.url_through(proxy.host, proxy.port)))
-        refusing: list[object] = []
+        refusing: list[int] = []
 
         def refuse(connection: Connection, *ignored: object) -> None:
             if "120" in str(ignored) and not refusing:
-                refusing.append(proxy.refuse())
+                refusing.append(1)
+                proxy.refuse()
 
         event.listen(engine, "before_cursor_execute", refuse)
         event.listen(engine, "handle_error", lambda context: proxy.up())
         assert overruns(engine, driver, server, cut=True) == {}  # SQLAlchemy has thrown it away itself
         engine.dispose()
-    for number in [row[0] for row in server.query(NUMBERS[driver.database])]:
+    for (number,) in server.query(NUMBERS[driver.database]):
         server.terminate(number)  # nobody could
 
 
@@ -264,7 +238,8 @@ def test_what_somebody_else_runs_under_the_number_is_left_alone(
             )
             stop(link, "SELECT SLEEP(%s)", float(taken))
         finally:
-            server.terminate(*[number for (number,) in server.query(NUMBERS["mariadb"])])
+            for (number,) in server.query(NUMBERS["mariadb"]):
+                server.terminate(number)
             thread.join()
     assert "interrupted" in str(raised[0])
 

@@ -18,7 +18,7 @@ import pytest
 from gunicorn.config import Config
 from gunicorn.util import get_arity
 
-from wsgi_dbguard import canceller
+from wsgi_dbguard import aborts, canceller
 from wsgi_dbguard.hooks import gunicorn as hooks
 from wsgi_dbguard.lab.process import Child, wait_until
 
@@ -164,7 +164,7 @@ def test_the_hooks_of_a_workers_life_never_raise(
     def broken(*ignored: object) -> None:
         raise LookupError("broken")
 
-    monkeypatch.setattr(hooks.aborts, "listen", broken)
+    monkeypatch.setattr(aborts, "listen", broken)
     monkeypatch.setattr(canceller, "_aborted_at", float("-inf"))
     monkeypatch.setattr(canceller, "registry", None)
     hooks.post_worker_init(None)

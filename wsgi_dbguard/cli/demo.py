@@ -39,9 +39,9 @@ __all__ = ["demo"]
 NEEDED = ("flask", "flask_sqlalchemy", "gunicorn", "psycopg2")
 
 CAPTION = (
-    "Backends are terminated in the lull between two bursts: this shows the check at checkout. While the database "
-    "is down requests fail on both sides: the guard does not wait for it yet. What it prevents are failures once it is "
-    "back. The two sides take turns at the load; the number of requests is no measure of speed."
+    "Backends are terminated in the lull between two bursts: this shows the check at checkout. While the database is "
+    "down, guarded requests wait for it (hold=10). The two sides take turns at the load; the number of requests is no "
+    "measure of speed."
 )
 
 

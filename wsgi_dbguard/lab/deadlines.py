@@ -1,7 +1,7 @@
 """A query that takes too long, on a real server: is it answered in time, stopped in the database, and forgotten?
 
-`overrun` has a request run into its deadline, `abort` has gunicorn abort a worker in the middle of a query. Both look at
-the database from outside, and ask the same pool or server once more.
+`overrun` has a request run into its deadline, `abort` has gunicorn abort a worker in the middle of a query. Both look
+at the database from outside, and ask the same pool or server once more.
 
 Example::
 
