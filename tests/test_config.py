@@ -23,6 +23,9 @@ SECONDS = {  # lowest, whether that itself is allowed, highest, whether it can b
     "user_timeout": (0.001, True, 2147483.0, True),
     "max_lifetime": (0.0, False, YEARS, True),
     "idle_timeout": (0.0, False, YEARS, True),
+    "hold": (0.0, True, YEARS, False),
+    "retry_after": (0.1, True, YEARS, False),
+    "deadline": (0.0, False, YEARS, True),
 }
 OPTIONAL = [*(name for name, bounds in SECONDS.items() if bounds[3]), "keepalive"]
 
