@@ -140,6 +140,13 @@ def test_a_switch_that_is_neither_true_nor_false_is_refused(value: Any) -> None:
         GuardConfig(evict_readonly=value)
 
 
+@pytest.mark.parametrize("value", [None, "true", "conflict", "Conflicts", b"conflicts", 1, ["conflicts"]])
+def test_statuses_is_a_switch_or_a_word(value: Any) -> None:
+    assert GuardConfig(statuses="conflicts").statuses == "conflicts"
+    with pytest.raises(SettingError, match=r"^statuses=.*: must be true, false or conflicts$"):
+        GuardConfig(statuses=value)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_only_what_can_be_switched_off_takes_none(name: str) -> None:
     if name in OPTIONAL:
@@ -169,6 +176,7 @@ def test_the_environment_is_that_of_the_process(monkeypatch: pytest.MonkeyPatch)
 )
 def test_a_switch_is_told_in_the_usual_words(text: str, value: bool) -> None:
     assert GuardConfig.load({}, {"WSGI_DBGUARD_STATUSES": text}).statuses is value
+    assert GuardConfig.load({}, {"WSGI_DBGUARD_EVICT_READONLY": text}).evict_readonly is value
 
 
 @pytest.mark.parametrize(("text", "value"), [("SAFE", "safe"), ("off", "off"), ("Uncommitted", "uncommitted")])

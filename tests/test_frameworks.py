@@ -62,19 +62,24 @@ def by_flask_with_a_page_for_errors(page: Page) -> WSGIApplication:
     return app
 
 
-def by_django(page: Page) -> WSGIApplication:
-    """What `django.core.handlers` does, without the settings of a whole Django."""
+def by_hand(page: Page, tell: Callable[[], object] = lambda: None) -> WSGIApplication:
+    """An application that catches everything, and by default tells nobody."""
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         try:
             body, status = page(), "200 OK"
         except Exception:
-            signals.got_request_exception.send(sender=None, request=None)
+            tell()
             body, status = "sorry", "500 Internal Server Error"
         start_response(status, [("Content-Type", "text/plain")])
         return [body.encode()]
 
     return app
+
+
+def by_django(page: Page) -> WSGIApplication:
+    """What `django.core.handlers` does, without the settings of a whole Django."""
+    return by_hand(page, lambda: signals.got_request_exception.send(sender=None, request=None))
 
 
 def by_pyramid(page: Page) -> WSGIApplication:
@@ -93,18 +98,14 @@ def by_pyramid(page: Page) -> WSGIApplication:
 TELLING = [by_flask, by_flask_with_a_page_for_errors, by_django, by_pyramid]
 
 
-def by_hand(page: Page) -> WSGIApplication:
-    """An application that catches everything, and tells nobody."""
-
-    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        try:
-            body, status = page(), "200 OK"
-        except Exception:
-            body, status = "sorry", "500 Internal Server Error"
-        start_response(status, [("Content-Type", "text/plain")])
-        return [body.encode()]
-
+def by_flask_that_catches_everything(page: Page) -> WSGIApplication:
+    app = flask.Flask(__name__)
+    app.add_url_rule("/", "page", page)
+    app.register_error_handler(Exception, lambda error: ("sorry", 500))
     return app
+
+
+SILENT = [by_hand, by_flask_that_catches_everything]
 
 
 def answer(app: WSGIApplication, engine: Engine, **settings: Any) -> str:
@@ -141,7 +142,7 @@ def test_exhausted_pool_is_unavailable(framework: Framework, engine: Engine) -> 
     assert answer(framework(page), engine, statuses=False) == "500"
 
 
-@pytest.mark.parametrize("framework", [*TELLING, by_hand])
+@pytest.mark.parametrize("framework", [*TELLING, *SILENT])
 @pytest.mark.parametrize("finish", [Session.commit, Session.flush])
 def test_stale_update_is_a_conflict(framework: Framework, finish: Callable[[Session], object], engine: Engine) -> None:
     def page() -> str:
@@ -219,12 +220,35 @@ def test_error_that_the_application_put_around_the_databases_is_the_databases(
     assert answer(framework(page), engine) == "503 unavailable"
 
 
-def test_a_500_of_which_nobody_tells_is_taken_for_the_work_of_the_last_failure(engine: Engine) -> None:
+@pytest.mark.parametrize("framework", SILENT)
+def test_a_500_of_which_nobody_tells_is_taken_for_the_work_of_the_last_failure(
+    framework: Framework, engine: Engine
+) -> None:
     def page() -> str:
         database_fails()
         raise ZeroDivisionError
 
-    assert answer(by_hand(page), engine) == "503 unavailable"
+    assert answer(framework(page), engine) == "503 unavailable"
+
+
+@pytest.mark.parametrize("framework", SILENT)
+def test_an_exhausted_pool_of_which_nobody_tells_stays_a_500(framework: Framework, engine: Engine) -> None:
+    def page() -> str:
+        with engine.connect(), engine.connect():
+            return "never"
+
+    assert answer(framework(page), engine) == "500"
+
+
+@pytest.mark.parametrize("framework", TELLING)
+def test_a_commit_in_doubt_tells_more_than_a_conflict_after_it(framework: Framework, engine: Engine) -> None:
+    def page() -> str:
+        request = current.get()
+        assert request is not None
+        request.database_failed(Failure.IN_DOUBT, committing=False)
+        raise StaleDataError
+
+    assert answer(framework(page), engine) == "503 outcome-unknown"
 
 
 def test_page_that_is_no_500_is_sent(engine: Engine) -> None:

@@ -42,6 +42,7 @@ current_request = current.get
 monotonic = time.monotonic
 
 _watched: weakref.WeakSet[Engine] = weakref.WeakSet()
+_INFINITE = float("inf")
 _PATIENCE = 2.0  # seconds between cancelling and cutting, where no guard says it
 
 
@@ -59,14 +60,13 @@ def watch(engine: Engine) -> None:
 class Running(Deadline):
     """One statement on its way, and what becomes of it when the time is up."""
 
-    __slots__ = ("began", "cut", "job", "link", "patience", "request", "statement")
+    __slots__ = ("began", "cut", "job", "link", "request", "statement")
 
     def __init__(self, seconds: float, request: Request, link: Link, statement: str) -> None:
         super().__init__(seconds, _nothing)
         self.request = request
         self.link = link
         self.statement = statement
-        self.patience = _PATIENCE if link.guard is None else link.guard.config.ping_timeout
         self.job: canceller.Job | None = None
         self.cut = False
         self.began = monotonic()
@@ -86,7 +86,7 @@ class Running(Deadline):
             self.job = canceller.start(self.link, self.statement, self.began)
         except Exception:
             logger.exception("could not begin to cancel a query")
-        return self.patience
+        return _PATIENCE if self.link.guard is None else self.link.guard.config.ping_timeout
 
     def end(self) -> None:
         """The statement has ended, one way or the other. Returns when nothing can hit this connection any more."""
@@ -128,18 +128,15 @@ def _on_statement(connection: Connection, cursor: Any, statement: str, *ignored:
     request = current_request()
     if request is None:
         return
-    left = None
-    for each in _limited(request):
-        remaining = each.limit - each.in_database  # type: ignore[operator]
-        if remaining <= 0:
-            each.expire()
-        if left is None or remaining < left:
-            left = remaining
-    if left is None:
-        return
+    left = _INFINITE if request.limit is None else request.limit - request.in_database
+    if request.outer is not None:
+        left = min([each.limit - each.in_database for each in _limited(request)], default=_INFINITE)  # type: ignore[operator]
     if left <= 0:
+        for each in _limited(request):
+            if each.limit <= each.in_database:  # type: ignore[operator]
+                each.expire()
         raise _exceeded(statement)
-    link = _link(connection)
+    link = _link(connection) if left < _INFINITE else None
     if link is not None:
         if link.running is not None:  # a listener of the user's raised, so that its end was not seen
             link.running.__exit__()

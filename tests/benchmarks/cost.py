@@ -22,9 +22,10 @@ from rich.table import Table
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import scoped_session, sessionmaker
 
-from wsgi_dbguard import DBGuard, guard, registry
+from wsgi_dbguard import DBGuard, GuardConfig, guard, leaks, registry
 from wsgi_dbguard.lab.postgres import PostgreSQL
 from wsgi_dbguard.lab.proxy import FaultProxy
+from wsgi_dbguard.request import Request, current
 
 ONE_WAY = 0.001  # seconds that the proxy holds each byte, in each direction
 
@@ -54,6 +55,20 @@ def checkout(engine: Engine) -> Callable[[], None]:
         connect().close()
 
     return cycle
+
+
+def within_request(engine: Engine, config: GuardConfig) -> Callable[[], None]:
+    """A checkout as a request makes it, under a `DBGuard` with `config`."""
+    cycle = checkout(engine)
+    request = Request({"REQUEST_METHOD": "GET", "PATH_INFO": "/"})
+    leaks.observe(request, config)
+
+    def run() -> None:
+        token = current.set(request)
+        cycle()
+        current.reset(token)
+
+    return run
 
 
 def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -122,6 +137,14 @@ def run(rounds: int) -> dict[str, dict[str, float]]:
                 guard(engines["guard"])
                 samples = measure({name: checkout(engine) for name, engine in engines.items()}, rounds, 0.02)
                 results[f"checkout + checkin, {driver}, {place}"] = summary(samples)
+                if place == "loopback":
+                    contenders: dict[str, Callable[[], object]] = {
+                        "nothing": within_request(engines["nothing"], GuardConfig(leaks="off")),
+                        "guard": within_request(engines["guard"], GuardConfig(leaks="off")),
+                        "leaks=heal": within_request(engines["guard"], GuardConfig()),
+                        "leak_stacks": within_request(engines["guard"], GuardConfig(leak_stacks=True)),
+                    }
+                    results[f"the same in a request, {driver}"] = summary(measure(contenders, rounds, 0.02))
                 for engine in engines.values():
                     engine.dispose()
         results |= requests(server.url("psycopg2"), rounds)

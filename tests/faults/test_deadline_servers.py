@@ -27,13 +27,31 @@ def test_it_is_answered_stopped_in_the_database_and_the_next_request_is_right(
     assert DEADLINE <= outcome.seconds < PATIENCE / 2
 
 
-@pytest.mark.parametrize("driver", DRIVERS, ids=str)
+# A driver in C blocks the event loop of gevent, and so the worker's sign of life.
+BLOCKED = [("gunicorn sync", driver) for driver in DRIVERS] + [
+    ("gunicorn gevent", driver_named(name)) for name in ("psycopg2", "mysqlclient")
+]
+
+
+@pytest.mark.parametrize(("name", "driver"), BLOCKED, ids=str)
 def test_gunicorn_aborts_a_worker_and_its_query_ends(
-    driver: Driver, server_of: Callable[..., Server], tmp_path: Path
+    name: str, driver: Driver, server_of: Callable[..., Server], tmp_path: Path
 ) -> None:
-    outcome = abort(SERVERS["gunicorn sync"], driver, server_of(driver), guarded=True, timeout=3, directory=tmp_path)
-    assert outcome.status in (0, 500)  # gunicorn's
-    assert outcome.right
+    # gunicorn kills the worker a second later, whatever it is at: on a busy machine that may come first, so three times.
+    for last in (False, False, True):
+        try:
+            outcome = abort(
+                SERVERS[name], driver, server_of(driver), guarded=True, timeout=3,
+                patience=PATIENCE if last else 10.0, directory=tmp_path,
+            )  # fmt: skip
+        except TimeoutError:
+            if last:
+                raise
+            clear(driver, server_of(driver))
+            continue
+        assert outcome.status in (0, 500)  # gunicorn's
+        assert outcome.right
+        break
 
 
 def test_without_the_guard_the_query_goes_on(server_of: Callable[..., Server], tmp_path: Path) -> None:
@@ -45,6 +63,14 @@ def test_without_the_guard_the_query_goes_on(server_of: Callable[..., Server], t
                 SERVERS["gunicorn sync"], driver, database, guarded=False, timeout=3, patience=3.0, directory=tmp_path
             )
     finally:
-        pids = database.query("select pid from pg_stat_activity where query like 'SELECT pg_sleep%%'")
-        for (pid,) in pids:
-            database.terminate(pid)
+        clear(driver, database)
+
+
+def clear(driver: Driver, database: Server) -> None:
+    """End what is left of the queries, for the tests that come after."""
+    sql = {
+        "postgresql": "select pid from pg_stat_activity where query like 'SELECT pg_sleep%%'",
+        "mariadb": "select id from information_schema.processlist where info like 'SELECT sleep%%'",
+    }
+    for (number,) in database.query(sql[driver.database]):
+        database.terminate(number)

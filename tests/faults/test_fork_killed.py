@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from wsgi_dbguard.lab.forking import Forks
     from wsgi_dbguard.lab.peers import Peer, Peers
 
-QUICK = ["psycopg2", "psycopg", "mysqlclient"]
+QUICK = ["psycopg2", "mysqlclient"]
 DRIVERS = ["psycopg2", "psycopg", "pg8000", "pymysql", "mysqlclient", "mariadb", "mysql-connector"]
 PEERS = [
     pytest.param((driver, tls), id=f"{'tls' if tls else 'plain'}-{driver}", marks=marks)

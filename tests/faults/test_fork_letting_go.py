@@ -18,13 +18,12 @@ if TYPE_CHECKING:
     from wsgi_dbguard.lab.forking import Forks
     from wsgi_dbguard.lab.peers import Peer, Peers
 
-QUICK = [("psycopg2", False), ("mysqlclient", False)]
 DRIVERS = ["psycopg2", "psycopg", "pg8000", "pymysql", "mysqlclient", "mariadb", "mysql-connector"]
 PEERS = [
     pytest.param((driver, tls), id=f"{'tls' if tls else 'plain'}-{driver}", marks=marks)
     for tls in (False, True)
     for driver in DRIVERS
-    for marks in [() if (driver, tls) in QUICK else pytest.mark.slow]
+    for marks in [() if driver == "mysqlclient" and not tls else pytest.mark.slow]
 ]
 KEYS = itertools.count(1)  # of tables
 # What says nothing to the server without the guard: psycopg2 and psycopg know that they are in another process, pg8000

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     Scenario = Callable[..., Any]
 
+QUICK = ["psycopg2", "mysqlclient"]
 # Where a driver has its class of connections.
 CLASSES = {
     "psycopg2": ("psycopg2.extensions", "connection"),
@@ -97,7 +98,7 @@ def peers() -> Iterator[Peers]:
         yield peers
 
 
-@pytest.fixture(params=CLASSES)
+@pytest.fixture(params=[pytest.param(driver, marks=() if driver in QUICK else pytest.mark.slow) for driver in CLASSES])
 def peer(request: pytest.FixtureRequest, peers: Peers) -> Peer:
     from wsgi_dbguard.lab.peers import ServerMissing
 

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from wsgi_dbguard.lab.forking import Forks
     from wsgi_dbguard.lab.peers import Peer, Peers
 
-QUICK = ["psycopg2", "psycopg"]
-DRIVERS = [*QUICK, "pg8000", "pymysql", "mysqlclient", "mariadb", "mysql-connector"]
+QUICK = ["psycopg2", "mysqlclient"]
+DRIVERS = ["psycopg2", "psycopg", "pg8000", "pymysql", "mysqlclient", "mariadb", "mysql-connector"]
 PEERS = [
     pytest.param((driver, tls), id=f"{'tls' if tls else 'plain'}-{driver}", marks=marks)
     for tls in (False, True)
     for driver in DRIVERS
-    for marks in [() if driver in QUICK or (driver, tls) == ("mysqlclient", False) else pytest.mark.slow]
+    for marks in [() if driver in QUICK and not tls else pytest.mark.slow]
 ]
 CHILDREN = [("os.fork", "end"), ("os.fork", "sys.exit"), ("os.fork", "os._exit"), ("multiprocessing", "")]
 HOLDERS = ["connection", "detached", "raw", "session", "stream"]

@@ -33,6 +33,9 @@ FILES = ["test/engine/test_pool.py", "test/engine/test_reconnect.py", "test/engi
 CANNOT_DOWNLOAD = 75  # EX_TEMPFAIL of sysexits.h
 
 # Meant: the test looks at what the guard does in another way. By name of the test.
+# The guard's notes would not be better off in `record_info`: PoolTest.test_rec_info wants that to be empty, and a
+# detached connection has none. Were SQLAlchemy's mark left on, it would replace connections before the guard sees them,
+# which would be missing from the guard's counts then.
 _OWN_MARKS = "looks at SQLAlchemy's wall-clock mark for a broken pool; the guard marks each connection instead"
 DIFFERENT = {
     "PoolTest.test_info": "wants the `info` of a new connection to be empty; the guard keeps its notes there",
