@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 PROGRAM = """
-import ctypes, os, signal, sys, threading, time
+import ctypes, os, signal, sys, threading, time, warnings
 from wsgi_dbguard import aborts, canceller
 
 seen = []
@@ -51,6 +51,7 @@ def test_the_signals_of_a_forked_child_are_not_the_parents(run_python: Callable[
     program = (
         PROGRAM
         + """
+warnings.simplefilter("ignore", DeprecationWarning)  # there are threads, that is what this is about
 child = os.fork()
 if not child:
     os.kill(os.getpid(), signal.SIGABRT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -130,7 +131,9 @@ def test_a_forked_child_has_a_thread_of_its_own() -> None:
     end = threading.Event()
     hanging = add(end.wait)
     try:
-        child = os.fork()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # there are threads, that is what this is about
+            child = os.fork()
         if not child:
             try:
                 os._exit(0 if add(lambda: None).wait(time.monotonic() + 30.0) else 1)

@@ -78,7 +78,7 @@ def sleeping(engine: Engine, seconds: float = LONG) -> WSGIApplication:
 def test_a_query_past_the_deadline_is_cancelled_and_the_request_gets_its_503(
     engine: Engine, running: Callable[[], int]
 ) -> None:
-    guarded = DBGuard(sleeping(engine), engine, deadline=0.5)
+    guarded = DBGuard(sleeping(engine), engine, deadline=0.5, ping_timeout=PATIENCE)
     begun = time.monotonic()
     response = serve(guarded, "/slow")
     seconds = time.monotonic() - begun
@@ -89,7 +89,9 @@ def test_a_query_past_the_deadline_is_cancelled_and_the_request_gets_its_503(
 
 
 def test_the_next_request_on_that_pool_is_right_and_has_another_connection(engine: Engine) -> None:
-    guarded = DBGuard(sleeping(engine), engine, deadline=1.5)  # enough for the other one on a busy machine
+    guarded = DBGuard(
+        sleeping(engine), engine, deadline=1.5, ping_timeout=PATIENCE
+    )  # enough for the other one on a busy machine
     assert serve(guarded, "/slow").status_code == 503
     assert serve(guarded).status_code == 200
     [stats] = guarded.stats()["pools"].values()
@@ -98,7 +100,7 @@ def test_the_next_request_on_that_pool_is_right_and_has_another_connection(engin
 
 
 def test_a_request_in_time_is_left_alone(engine: Engine) -> None:
-    guarded = DBGuard(sleeping(engine, 0.05), engine, deadline=PATIENCE)
+    guarded = DBGuard(sleeping(engine, 0.05), engine, deadline=PATIENCE, ping_timeout=PATIENCE)
     assert [serve(guarded, "/slow").status_code for _ in range(3)] == [200, 200, 200]
     [stats] = guarded.stats()["pools"].values()
     assert (stats["replaced"], stats["connects"]) == ({}, 1)
@@ -113,7 +115,10 @@ def test_a_request_that_is_over_its_time_does_not_run_again(engine: Engine) -> N
             connection.execute(SLEEP, {"seconds": LONG})
         return ok(start_response)
 
-    assert serve(DBGuard(application, engine, deadline=0.3, replay="uncommitted")).status_code == 503
+    assert (
+        serve(DBGuard(application, engine, deadline=0.3, ping_timeout=PATIENCE, replay="uncommitted")).status_code
+        == 503
+    )
     assert attempts == [1]
 
 
@@ -126,13 +131,13 @@ def test_a_500_that_a_framework_made_of_it_becomes_a_503(engine: Engine) -> None
             connection.execute(SLEEP, {"seconds": LONG})
         return "ok"
 
-    response = serve(DBGuard(app, engine, deadline=0.3))
+    response = serve(DBGuard(app, engine, deadline=0.3, ping_timeout=PATIENCE))
     assert (response.status_code, kind(response)) == (503, UNAVAILABLE)
 
 
 def test_statuses_off_leaves_the_500_alone(engine: Engine) -> None:
     with pytest.raises(exc.OperationalError, match="canceling statement"):
-        serve(DBGuard(sleeping(engine), engine, deadline=0.3, statuses=False), "/slow")
+        serve(DBGuard(sleeping(engine), engine, deadline=0.3, ping_timeout=PATIENCE, statuses=False), "/slow")
 
 
 def test_an_application_that_answers_for_itself_is_left_alone(engine: Engine) -> None:
@@ -146,7 +151,7 @@ def test_an_application_that_answers_for_itself_is_left_alone(engine: Engine) ->
             answer = "in time"
         return ok(start_response, answer)
 
-    response = serve(DBGuard(application, engine, deadline=0.3))
+    response = serve(DBGuard(application, engine, deadline=0.3, ping_timeout=PATIENCE))
     assert (response.status_code, response.text) == (200, "too slow: QueryCanceled")
 
 
@@ -160,7 +165,7 @@ def test_an_error_of_the_applications_own_stays_its_own(engine: Engine) -> None:
         raise LookupError("of its own")
 
     with pytest.raises(LookupError, match="of its own"):
-        serve(DBGuard(application, engine, deadline=0.3))
+        serve(DBGuard(application, engine, deadline=0.3, ping_timeout=PATIENCE))
 
 
 def test_after_a_commit_the_outcome_is_unknown(engine: Engine) -> None:
@@ -171,7 +176,7 @@ def test_after_a_commit_the_outcome_is_unknown(engine: Engine) -> None:
             connection.execute(SLEEP, {"seconds": LONG})
         return ok(start_response)
 
-    response = serve(DBGuard(application, engine, deadline=0.5), method="POST")
+    response = serve(DBGuard(application, engine, deadline=0.5, ping_timeout=PATIENCE), method="POST")
     assert (response.status_code, kind(response)) == (503, OUTCOME_UNKNOWN)
     assert "Retry-After" not in response.headers
 
@@ -194,7 +199,7 @@ def test_the_time_of_all_statements_counts_and_no_more_are_sent_when_it_is_up(
         return ok(start_response)
 
     begun = time.monotonic()
-    serve(DBGuard(application, engine, deadline=0.5))
+    serve(DBGuard(application, engine, deadline=0.5, ping_timeout=PATIENCE))
     assert time.monotonic() - begun < 10.0  # what all of them would have taken
     assert len(raised) >= 95
     # One may have been cancelled, and the transaction is of no use then; from the next one on none was sent.
@@ -212,7 +217,7 @@ def test_what_the_application_does_itself_does_not_count(engine: Engine) -> None
         assert 0.2 <= request.in_database <= request.seconds - 0.5
         return ok(start_response)
 
-    assert serve(DBGuard(application, engine, deadline=PATIENCE)).status_code == 200
+    assert serve(DBGuard(application, engine, deadline=PATIENCE, ping_timeout=PATIENCE)).status_code == 200
 
 
 @pytest.mark.usefixtures("every_engine")  # or another test's guard counts the write before this one's refuses it
@@ -225,7 +230,7 @@ def test_a_write_that_was_not_sent_does_not_make_the_outcome_unknown(engine: Eng
                 connection.execute(text("delete from noted"))
         return ok(start_response)
 
-    response = serve(DBGuard(application, engine, deadline=0.3))
+    response = serve(DBGuard(application, engine, deadline=0.3, ping_timeout=PATIENCE))
     assert (response.status_code, kind(response)) == (503, UNAVAILABLE)
 
 
@@ -236,7 +241,9 @@ def test_a_session_that_ran_into_it_is_rolled_back_and_used_again(engine: Engine
         session.execute(SLEEP, {"seconds": LONG if environ["PATH_INFO"] == "/slow" else 0})
         return ok(start_response)
 
-    guarded = DBGuard(application, engine, deadline=1.5)  # enough for the others on a busy machine
+    guarded = DBGuard(
+        application, engine, deadline=1.5, ping_timeout=PATIENCE
+    )  # enough for the others on a busy machine
     assert [serve(guarded, path).status_code for path in ("/slow", "/", "/slow", "/")] == [503, 200, 503, 200]
     session.close()
 
@@ -250,7 +257,7 @@ def test_a_body_that_is_produced_later_is_held_to_it(engine: Engine, running: Ca
         yield b"never"
 
     with pytest.raises(exc.OperationalError, match="canceling statement"):
-        serve(DBGuard(application, engine, deadline=0.3))
+        serve(DBGuard(application, engine, deadline=0.3, ping_timeout=PATIENCE))
     wait_until(lambda: not running(), timeout=PATIENCE, what="the end of the query")
 
 
@@ -272,12 +279,12 @@ def test_threads_of_the_application_in_a_copied_context_are_held_to_it(engine: E
             thread.join()
         return ok(start_response)
 
-    assert serve(DBGuard(application, engine, deadline=0.3)).status_code == 200
+    assert serve(DBGuard(application, engine, deadline=0.3, ping_timeout=PATIENCE)).status_code == 200
     assert len(raised) == 2
 
 
 def test_outside_a_request_nothing_is_limited(engine: Engine) -> None:
-    DBGuard(sleeping(engine), engine, deadline=0.1)
+    DBGuard(sleeping(engine), engine, deadline=0.1, ping_timeout=PATIENCE)
     with engine.connect() as connection:
         connection.execute(SLEEP, {"seconds": 0.3})
 
@@ -288,7 +295,7 @@ def test_outside_a_request_nothing_is_limited(engine: Engine) -> None:
 def nested(engine: Engine, *, inner: float | None, outer: float | None) -> tuple[TestResponse, list[int]]:
     """An application that asks another one in the same process; the outer answer, and the inner status it got."""
     told: list[int] = []
-    inside = DBGuard(sleeping(engine), engine, deadline=inner)
+    inside = DBGuard(sleeping(engine), engine, deadline=inner, ping_timeout=PATIENCE)
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         told.append(serve(inside, "/slow").status_code)
@@ -296,7 +303,7 @@ def nested(engine: Engine, *, inner: float | None, outer: float | None) -> tuple
             connection.execute(SLEEP, {"seconds": 0})
         return ok(start_response)
 
-    return serve(DBGuard(application, engine, deadline=outer)), told
+    return serve(DBGuard(application, engine, deadline=outer, ping_timeout=PATIENCE)), told
 
 
 def test_the_inner_requests_time_is_its_own(engine: Engine) -> None:
@@ -315,7 +322,7 @@ def test_the_inner_requests_time_is_the_outer_ones_as_well(engine: Engine) -> No
 def test_without_a_deadline_nobody_listens(engine: Engine) -> None:
     DBGuard(sleeping(engine), engine)
     assert not event.contains(engine, "before_cursor_execute", deadline._on_statement)
-    DBGuard(sleeping(engine), engine, deadline=1.0)
+    DBGuard(sleeping(engine), engine, deadline=1.0, ping_timeout=PATIENCE)
     assert event.contains(engine, "before_cursor_execute", deadline._on_statement)
 
 
@@ -330,7 +337,7 @@ def test_a_listener_that_raises_leaves_no_deadline_behind(engine: Engine) -> Non
         return ok(start_response)
 
     event.listen(engine, "before_cursor_execute", refuse)
-    assert serve(DBGuard(application, engine, deadline=PATIENCE)).status_code == 200
+    assert serve(DBGuard(application, engine, deadline=PATIENCE, ping_timeout=PATIENCE)).status_code == 200
     assert not any(isinstance(each, deadline.Running) for each in watchdog._watchdog.pending.values())
 
 
@@ -343,8 +350,8 @@ def test_a_query_that_ends_by_itself_when_its_time_is_up_leaves_the_pool_right(e
             answer = connection.scalar(text("select :path"), {"path": environ["PATH_INFO"]})
         return ok(start_response, str(answer))
 
-    guarded = DBGuard(application, engine, deadline=0.1)
-    patient = DBGuard(application, engine, deadline=PATIENCE)
+    guarded = DBGuard(application, engine, deadline=0.1, ping_timeout=PATIENCE)
+    patient = DBGuard(application, engine, deadline=PATIENCE, ping_timeout=PATIENCE)
     for number in range(20):
         response = serve(guarded, f"/{number}")
         assert response.status_code == 503 or response.text == f"/{number}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -243,3 +245,29 @@ def test_what_belongs_together_is_put_back_together(engine: Engine) -> None:
         assert ask(engine, "show session_replication_role") == "origin"
         assert ask(engine, "select current_user = session_user")
     assert guard(engine).stats()["replaced"] == {"changed": 1}
+
+
+def test_many_at_once_do_not_meet_each_other(postgres: PostgreSQL, make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(postgres.url(), pool_size=2, max_overflow=1)
+    met: list[Any] = []
+
+    def work(number: int) -> None:
+        with engine.connect() as connection:
+            found = connection.exec_driver_sql(
+                "select nullif(current_setting('app.number', true), ''), (select count(*) from pg_locks"
+                " where locktype = 'advisory' and pid = pg_backend_pid())"
+            ).one()
+            if tuple(found) != (None, 0):
+                met.append(found)
+            if number % 3 == 0:
+                connection.exec_driver_sql(f"set app.number = '{number}'")
+            elif number % 7 == 0:
+                connection.exec_driver_sql(f"select pg_advisory_lock({number})")
+            connection.commit()
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda number: request(partial(work, number), engine), range(150)))
+    assert met == []
+    stats = guard(engine).stats()
+    assert stats["restored"] > stats["replaced"]["changed"]
+    assert stats["checkouts"] == 150

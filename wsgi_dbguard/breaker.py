@@ -39,7 +39,7 @@ __all__ = ["Breaker"]
 logger = logging.getLogger(__name__)
 
 
-_QUICK = 1.0  # seconds; one that took longer is not tried twice
+_QUICK = 1.0  # seconds
 
 
 class _Waiter:
@@ -120,8 +120,8 @@ class Breaker:
                 if failures.classify(error, connecting=True) is not Failure.UNAVAILABLE:
                     self._reached()
                     raise
-                if self._since is None and not retried and monotonic() - began < _QUICK:
-                    retried = True  # one that was reset in the middle says nothing of the next one
+                if self._since is None and not retried and _may_be_chance(error, monotonic() - began):
+                    retried = True
                     continue
                 self._failed(error)
                 patience = self._patience() if patience is None else patience
@@ -248,11 +248,11 @@ class Breaker:
 
     def _pause(self) -> float:
         """Seconds until the next probe: an eighth of `retry_after` at first, as a restart may be over by then, and
-        twice as much after each failure up to `retry_after` itself; half of it more or less by chance, so that the
-        processes do not probe in step. Of thirty seconds that makes some 18 probes with the default."""
+        twice as much after each failure up to `retry_after` itself; up to half less by chance, so that the processes do
+        not probe in step. In thirty seconds that makes some 23 probes with the default."""
         factor = min(1.0, 2.0**self._failures / 8)
         self._failures += 1
-        return self.config.retry_after * factor * random.uniform(0.5, 1.5)
+        return self.config.retry_after * factor * random.uniform(0.5, 1.0)
 
     def _reached(self) -> None:
         """The server was reached, though perhaps it did not like what it was asked for."""
@@ -289,6 +289,14 @@ class Breaker:
     def _wake_first(self) -> None:
         if self._waiters:
             self._waiters[0].wake.set()
+
+
+def _may_be_chance(error: Exception, seconds: float) -> bool:
+    """Whether an attempt that failed after `seconds` says little of the next one, such as one that was reset half-way.
+
+    Nobody listens where it was refused; and one that took long is not made twice.
+    """
+    return seconds < _QUICK and "refused" not in str(error).lower()
 
 
 def _without_frames(error: Exception) -> BaseException:

@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 Way = Callable[[], object]
 
 _PATIENCE = 2.0  # seconds for the second connection, where its driver takes a limit
+_ALIKE = 3.0  # seconds by which the server's whole seconds and ours may differ, for one and the same query
 _CANCEL_REQUEST = 80877102  # PostgreSQL's "Message Formats"
 _PLACEHOLDER = re.compile(r"[%?:]")
 
@@ -191,7 +192,7 @@ def _is_ours(running: tuple[str, str, float], link: Link, statement: str | None,
         return False
     # There is something in between, with ports of its own. Up to the first parameter the text is the one that was sent.
     start = _PLACEHOLDER.split(statement.strip(), maxsplit=1)[0][:200]
-    return info.lstrip().startswith(start) and abs(time.monotonic() - began - seconds) < 1.5
+    return info.lstrip().startswith(start) and abs(time.monotonic() - began - seconds) < _ALIKE
 
 
 _WAYS: dict[str, Callable[[Any, Link, str | None, float | None], Way | None]] = {

@@ -35,7 +35,7 @@ class OutcomeUnknown(OperationalError):
 
 
 class LeakWarning(RuntimeWarning):
-    """A request ended and left a Session in a transaction."""
+    """A request ended and left a Session in a transaction, or a connection checked out."""
 
 
 class SharedSessionWarning(RuntimeWarning):

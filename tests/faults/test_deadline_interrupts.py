@@ -49,6 +49,12 @@ except Exception:
     raise
 except BaseException as interrupt:
     print(type(interrupt).__name__)
+if guarded == "guarded":  # on a busy machine half a second may not be enough, and the end of the process is the end
+    import time
+    from wsgi_dbguard import canceller
+    end = time.monotonic() + 30
+    while canceller._canceller.threads and time.monotonic() < end:
+        time.sleep(0.01)
 """
 SLEEP = {"postgresql": "SELECT pg_sleep(120)", "mariadb": "SELECT SLEEP(120)"}
 RUNNING = {

@@ -37,7 +37,7 @@ BLOCKED = [("gunicorn sync", driver) for driver in DRIVERS] + [
 def test_gunicorn_aborts_a_worker_and_its_query_ends(
     name: str, driver: Driver, server_of: Callable[..., Server], tmp_path: Path
 ) -> None:
-    # gunicorn kills the worker a second later, whatever it is at: on a busy machine that may come first, so three times.
+    # gunicorn kills the worker a second later, whatever it is at. On a busy machine that may come first: three times.
     for last in (False, False, True):
         try:
             outcome = abort(

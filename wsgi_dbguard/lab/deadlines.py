@@ -130,7 +130,8 @@ def _serving(
 ) -> Server:  # fmt: skip
     variables = {"DATABASE_URL": driver.url(database.url()).render_as_string(hide_password=False)}
     if deadline:
-        variables["WSGI_DBGUARD_DEADLINE"] = deadline
+        # Patience: on a busy machine a cancel takes its time, and its socket is not to be cut before.
+        variables |= {"WSGI_DBGUARD_DEADLINE": deadline, "WSGI_DBGUARD_PING_TIMEOUT": "20"}
     app = "trials:guarded()" if guarded else "trials:unguarded()"
     return start(app, *options, guarded=guarded, directory=directory, path=[APPS], **variables)
 

@@ -7,7 +7,7 @@ request must get its own token back, by way of the database.
 - idle backends terminated: bursts of requests, and in the lull after each every idle backend is terminated. In the
   lull, so that what is shown is the check at checkout alone, and not the second chance of a request.
 - database restarts: bursts again, and between them the database restarts while requests come in one after the other.
-  Those that meet it while it is down are counted apart from those of the burst after: the guarded ones wait (`hold`).
+  Those that meet it while it is down are counted apart from those of the burst after: the guarded ones wait.
 - preloaded master: the application made queries at import, in the master (``--preload``), so that both workers
   inherited its pooled connections.
 
@@ -42,7 +42,6 @@ SERVER = ("--worker-class=gthread", "--workers=2", "--threads=4", "--graceful-ti
 TIMEOUT = 5.0  # seconds a client waits; two workers that read from one connection can wait for each other for ever
 RATE = 200.0  # requests per second on each side in a burst: both sides, the database and the load share few cores
 BURST = 0.5  # seconds
-HOLD = 10.0  # seconds for which a guarded request waits for the database
 TRICKLE = 10.0  # requests per second on each side while the database restarts
 
 # When these scenarios end, as a part of the whole time.
@@ -170,7 +169,6 @@ class Demo:
                 path=[APPS, self._site],
                 config=self._site / "gunicorn.conf.py",
                 DATABASE_URL=self.postgres.url("psycopg2"),
-                WSGI_DBGUARD_HOLD=f"{HOLD}",
             )
             servers.append(stack.enter_context(server))
         first, second = (server.ready() for server in servers)
