@@ -322,7 +322,7 @@ def test_the_inner_requests_time_is_the_outer_ones_as_well(engine: Engine) -> No
 def test_without_a_deadline_nobody_listens(engine: Engine) -> None:
     DBGuard(sleeping(engine), engine)
     assert not event.contains(engine, "before_cursor_execute", deadline._on_statement)
-    DBGuard(sleeping(engine), engine, deadline=1.0, ping_timeout=PATIENCE)
+    DBGuard(sleeping(engine), engine, deadline=1.0)
     assert event.contains(engine, "before_cursor_execute", deadline._on_statement)
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
 from sqlalchemy.pool.base import _ConnDialect
 
-from wsgi_dbguard import GuardConfig, PoolGuard, guard, registry, sockets
+from wsgi_dbguard import GuardConfig, PoolGuard, guard, link, registry, sockets
 from wsgi_dbguard.guards import guard_all, guards
 
 kept: set[PoolGuard] = set()  # else they go with their engines, and their counts with them
@@ -54,11 +54,15 @@ def _fileno(connection: Any) -> int | None:
     return None if isinstance(connection, NonCallableMock) else fileno(connection)
 
 
-fileno = sockets.fileno
+def _server_id(connection: Any) -> int | None:
+    return None if isinstance(connection, NonCallableMock) else server_id(connection)
+
+
+fileno, server_id = sockets.fileno, link._server_id
 
 
 def pytest_configure() -> None:
-    sockets.fileno = _fileno
+    sockets.fileno, link._server_id = _fileno, _server_id
     guard_all(GuardConfig())
     registry.on_engine(_keep)
 

@@ -1,0 +1,41 @@
+"""A request that is sent twice is done once: the Idempotency-Key header, kept in the application's own database.
+
+In wsgi.py::
+
+    from wsgi_dbguard import DBGuard
+    from wsgi_dbguard.idempotency import Idempotent, create_table
+
+    create_table(engine)        # or the statements of `python -m wsgi_dbguard.idempotency postgresql` in a migration
+    application = DBGuard(Idempotent(application, engine, principal=lambda environ: environ.get("REMOTE_USER")), engine)
+
+A client gives each operation a key of its own choice and sends the same key when it repeats the request
+(draft-ietf-httpapi-idempotency-key-header-07). It is told:
+
+* the first answer once more, with ``Idempotent-Replayed: true``;
+* 409 while the first one is still running, with Retry-After; 409 "applied" if it was carried out but its answer was not
+  kept (too large, or the worker died);
+* 422 if the key was used for another request; 400 for a key that is missing where it is required, or malformed.
+
+How: a row with the key is committed before the application runs (the claim, with an owner and a lease). It is marked as
+applied in the application's own transaction, just before its COMMIT, so either both last or none. Afterwards the answer
+is added. A claim whose lease is over, since its process died or was stopped, is given to the next one that asks: the
+old owner's COMMIT then finds no row of its own and fails (`ClaimLost`), so nothing is done twice. And a COMMIT whose
+reply was lost is looked up.
+
+When not to use it: for effects outside this one database (mail, other databases); they are as often done as the
+application runs. Writes that are committed past SQLAlchemy, in autocommit, or by the server itself (DDL in MySQL), and
+those of threads that run outside the request's context, do not mark the row. A transaction that was made READ ONLY by a
+statement, not by ``postgresql_readonly``, cannot be committed in a keyed request in PostgreSQL. A process that is
+stopped between the mark and its COMMIT keeps the row locked, until the server or the network ends its connection
+(PostgreSQL: ``idle_in_transaction_session_timeout``); until then others get their 409.
+
+`Idempotent` belongs inside of `DBGuard`, which then may run a request again that has failed: as the same owner. The
+other way round works too, but then nobody holds the claim itself back while the database is away (`hold`).
+"""
+
+from .claims import ClaimLost
+from .header import parse_key
+from .middleware import Idempotent
+from .table import create_table, ddl, purge
+
+__all__ = ["ClaimLost", "Idempotent", "create_table", "ddl", "parse_key", "purge"]

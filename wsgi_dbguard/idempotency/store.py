@@ -1,0 +1,262 @@
+"""The rows of the keys: short transactions of their own, beside the application's.
+
+None of them waits for a lock for long: a row that an application's transaction has locked is one that is being applied
+at this very moment.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, TypeVar
+
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Row,
+    delete,
+    exists,
+    false,
+    func,
+    insert,
+    literal,
+    literal_column,
+    select,
+    update,
+)
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from .. import failures
+from ..answers import Problem
+from ..failures import Failure
+from ..request import current
+from .claims import active
+from .problems import APPLIED, MISMATCH, RUNNING
+from .table import clock, make_table
+
+__all__ = ["Released", "Store", "Stored", "Unreachable"]
+
+T = TypeVar("T")
+
+_TRIES = 5  # of a transaction that lost its connection or against another one
+_LOCKED_FOR = 5.0  # seconds to wait for a COMMIT whose reply was lost, and that is still being carried out
+_PAUSE = 0.02  # seconds between two looks
+_PASSING = frozenset({Failure.DISCONNECT, Failure.SERIALIZATION, Failure.DEADLOCK, Failure.READ_ONLY})
+
+
+class Unreachable(Exception):
+    """The database did not answer, or not in time."""
+
+
+class Released(Enum):
+    """What became of a claim that was to be given up."""
+
+    FREE = "free"  # it is gone, and nothing was applied: whatever is still under way cannot be committed any more
+    APPLIED = "applied"
+    LOST = "lost"  # it is somebody else's
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The answer that was given to the first request."""
+
+    head: bytes
+    body: bytes
+
+
+class Store:
+    """The keys in `table` of `engine`; a claim may be taken over `lease` seconds after it was made."""
+
+    def __init__(self, engine: Engine, table: str, lease: float) -> None:
+        self.engine = engine
+        self.lease = lease
+        self._keys = make_table(table)
+        self._now = clock(engine.dialect.name)
+        self._postgresql = engine.dialect.name == "postgresql"
+        # One statement, one round trip. The drivers of MySQL would need more of them to change the mode and back.
+        self._short = engine.execution_options(isolation_level="AUTOCOMMIT") if self._postgresql else engine
+
+    def claim(self, key: str, fingerprint: str, owner: str) -> Problem | Stored | None:
+        """Have `key` for `owner`. None: it has; else what there is to tell instead.
+
+        Raises:
+            Unreachable: if the database cannot be reached.
+            sqlalchemy.exc.DBAPIError: if it refuses, such as without the table.
+        """
+        for _ in range(_TRIES):
+            row = self._repeat(lambda: self._insert(key, fingerprint, owner))
+            if isinstance(row, bool):
+                if row:
+                    return None
+                continue  # it was there, and then it was not
+            if row.owner == owner:
+                return None
+            if row.fingerprint != fingerprint:
+                return MISMATCH
+            if row.head is not None:
+                return Stored(row.head, row.body)
+            if not row.over:
+                return RUNNING
+            if row.applied:
+                return APPLIED
+            if self._repeat(lambda seen=row.owner: self._take_over(key, seen, owner)):  # type: ignore[misc]
+                return None
+        return RUNNING  # it changes faster than it can be looked at
+
+    def mark(self, connection: Connection, key: str, owner: str) -> bool:
+        """Mark the row as applied in the transaction of `connection`. False: it is not the row of `owner` any more.
+
+        PostgreSQL tells whether the transaction has written anything; one that has not needs no mark.
+        """
+        mine = update(self._keys).where(self._keys.c.id == key, self._keys.c.owner == owner).values(applied=True)
+        if not self._postgresql:
+            return connection.execute(mine).rowcount == 1
+        number = func.txid_current_if_assigned()
+        return (
+            connection.execute(mine.where(number.is_not(None))).rowcount == 1
+            or connection.scalar(select(number)) is None
+        )
+
+    def finish(self, key: str, owner: str, answer: Stored | None) -> None:
+        """The request is over; with its `answer`, or without one that could be kept.
+
+        Raises:
+            Unreachable: if the database cannot be reached.
+        """
+        values: dict[str, Any] = {"expires": 0.0}
+        if answer is not None:
+            values |= {"head": answer.head, "body": answer.body}
+        mine = update(self._keys).where(self._keys.c.id == key, self._keys.c.owner == owner).values(values)
+        self._repeat(lambda: self._alone(lambda connection: connection.execute(mine)))
+
+    def release(self, key: str, owner: str) -> Released:
+        """Give the claim up, unless it was applied: nothing of what `owner` has still under way can be committed then.
+
+        Raises:
+            Unreachable: if the database cannot be reached, or the row stays locked.
+        """
+        until = time.monotonic() + _LOCKED_FOR
+        while True:
+            found = self._repeat(lambda: self._release(key, owner))
+            if found is not None:
+                return found
+            if time.monotonic() > until:
+                raise Unreachable("the row is locked")
+            time.sleep(_PAUSE)
+
+    def _insert(self, key: str, fingerprint: str, owner: str) -> bool | Row[Any]:
+        """True: inserted; False: look again; else the row that is there."""
+        keys = self._keys
+        expires = self._now + self.lease
+        look = select(
+            keys.c.owner,
+            keys.c.fingerprint,
+            keys.c.applied,
+            keys.c.head,
+            keys.c.body,
+            (keys.c.expires <= self._now).label("over"),
+        ).where(keys.c.id == key)
+        columns = [keys.c.id, keys.c.owner, keys.c.fingerprint, keys.c.created, keys.c.expires]
+        values = [literal(key), literal(owner), literal(fingerprint), self._now, expires]
+
+        def postgresql(connection: Connection) -> bool | Row[Any]:
+            # An INSERT would wait for a transaction that has the row locked. A SELECT does not.
+            absent = select(*values).where(~exists(select(literal_column("1")).where(keys.c.id == key)))
+            if connection.execute(insert(keys).from_select(columns, absent)).rowcount == 1:
+                return True
+            return connection.execute(look).one_or_none() or False
+
+        def mysql(connection: Connection) -> bool | Row[Any]:
+            # Here a SELECT inside of an INSERT would wait.
+            row = connection.execute(look).one_or_none()
+            if row is None:
+                connection.execute(insert(keys).values(dict(zip(columns, values, strict=True))))
+                return True
+            return row
+
+        try:
+            return self._alone(postgresql if self._postgresql else mysql)
+        except IntegrityError:
+            return False
+        except DBAPIError as error:  # MySQL's, of an INSERT that waited for another one
+            if failures.classify(error) is Failure.LOCK_TIMEOUT:
+                return False
+            raise
+
+    def _take_over(self, key: str, seen: str, owner: str) -> bool:
+        keys = self._keys
+        dead = (keys.c.id == key, keys.c.owner == seen, keys.c.applied == false(), keys.c.head.is_(None))
+        take = update(keys).where(*dead, keys.c.expires <= self._now)
+
+        def transaction(connection: Connection) -> bool:
+            connection.execute(select(keys.c.id).where(keys.c.id == key).with_for_update(nowait=True))
+            return connection.execute(take.values(owner=owner, expires=self._now + self.lease)).rowcount == 1
+
+        return self._locking(transaction) or False
+
+    def _release(self, key: str, owner: str) -> Released | None:
+        keys = self._keys
+
+        def transaction(connection: Connection) -> Released:
+            row = connection.execute(
+                select(keys.c.owner, keys.c.applied).where(keys.c.id == key).with_for_update(nowait=True)
+            ).one_or_none()
+            if row is None or row.owner != owner:
+                return Released.LOST
+            if row.applied:
+                return Released.APPLIED
+            connection.execute(delete(keys).where(keys.c.id == key))
+            return Released.FREE
+
+        return self._locking(transaction)
+
+    def _locking(self, transaction: Callable[[Connection], T]) -> T | None:
+        """What `transaction` returns; None: the row is locked."""
+        try:
+            with _apart(), self.engine.begin() as connection:
+                return transaction(connection)
+        except DBAPIError as error:
+            if failures.classify(error) is Failure.LOCK_TIMEOUT:
+                return None
+            raise
+
+    def _alone(self, act: Callable[[Connection], T]) -> T:
+        with _apart():
+            if self._short is self.engine:
+                with self.engine.begin() as connection:
+                    return act(connection)
+            with self._short.connect() as connection:
+                return act(connection)
+
+    def _repeat(self, act: Callable[[], T]) -> T:
+        """What `act` returns, which may be done twice.
+
+        Raises:
+            Unreachable: if the database cannot be reached.
+        """
+        for tries in range(1, _TRIES + 1):
+            try:
+                return act()
+            except Exception as error:
+                failure = failures.classify(error)
+                connecting = failures.classify(error, connecting=True) is Failure.UNAVAILABLE
+                if failure in _PASSING and tries < _TRIES:
+                    continue
+                if failure is Failure.OTHER and not connecting:
+                    raise
+                raise Unreachable(str(error)) from error
+        raise AssertionError("not reached")
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """What is done in here is no deed of the request's."""
+    tokens = active.set(None), current.set(None)
+    try:
+        yield
+    finally:
+        active.reset(tokens[0])
+        current.reset(tokens[1])

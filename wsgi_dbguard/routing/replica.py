@@ -1,0 +1,128 @@
+"""One replica as this process knows it: how far it has come, when it was last that far behind, whether it fails.
+
+Two numbers decide. Its high-water mark is the position that it was last seen to have applied: what that covers can be
+read there, with no question asked. And `covered` is the moment (by our clock) of the newest position of the primary
+that the replica is known to have applied: all that was committed before is there. So its lag is at most the time since
+then, whoever's clock goes wrong, on an idle primary too, and when nobody looked for long.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable
+from time import monotonic
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Engine, event, exc
+from sqlalchemy.engine import ExceptionContext
+
+from .. import failures
+from ..failures import Failure
+from ..request import current
+from .config import RoutingConfig
+from .positions import Position, covers
+from .servers import NotReplicating, PoolExhausted, applied
+
+__all__ = ["Replica", "Sample"]
+
+logger = logging.getLogger(__name__)
+
+Sample = tuple[float, Position]  # `time.monotonic()` before the primary was asked, and what it said
+_GONE = frozenset({Failure.DISCONNECT, Failure.UNAVAILABLE})
+
+
+class Replica:
+    """The engine of a replica, and what is known of its server."""
+
+    def __init__(self, engine: Engine, config: RoutingConfig, name: str) -> None:
+        self.engine = engine
+        self.name = name
+        self.requests = 0  # that read from it; counted by `Replicas`
+        self._config = config
+        self._copies: WeakKeyDictionary[Engine, Engine] = WeakKeyDictionary()
+        # As little as can be between the question and the answer: one round trip where the driver allows it.
+        self._asking = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self.reset()
+        event.listen(engine, "handle_error", self._on_error)
+
+    def reset(self) -> None:
+        """Nothing is known, as after a fork."""
+        self._lock = threading.Lock()
+        self.mark: Position | None = None
+        self.covered: float | None = None
+        self.out_until = 0.0
+        self.probes = 0
+
+    def __repr__(self) -> str:
+        state = "out" if self.is_out(monotonic()) else f"lag at most {self.lag:.1f} s"
+        return f"<Replica {self.name} at {self.mark} {state}>"
+
+    @property
+    def lag(self) -> float:
+        """Seconds that it is behind at most; infinite where nothing is known."""
+        return float("inf") if self.covered is None else monotonic() - self.covered
+
+    def is_out(self, now: float) -> bool:
+        """Whether it failed lately."""
+        return now < self.out_until
+
+    def usable(self, now: float) -> bool:
+        """Whether it is within `max_lag`, and has not failed lately."""
+        covered = self.covered
+        return covered is not None and now - covered <= self._config.max_lag and not self.is_out(now)
+
+    def has(self, position: Position) -> bool:
+        """Whether it is known to have applied `position`."""
+        mark = self.mark
+        return mark is not None and covers(mark, position)
+
+    def engine_like(self, bind: Engine, primary: Engine) -> Engine:
+        """Its engine, with the execution options that `bind`, a copy of the primary's engine, has."""
+        if bind is primary:
+            return self.engine
+        copy = self._copies.get(bind)
+        if copy is None:
+            copy = self._copies[bind] = self.engine.execution_options(**bind.get_execution_options())
+        return copy
+
+    def ask(self, samples: Iterable[Sample] = ()) -> bool:
+        """Ask how far it is, and note it, also with what is known of the primary. Whether it answered."""
+        self.probes += 1
+        try:
+            mark = applied(self._asking, self._config.probe_timeout)
+        except PoolExhausted:
+            return False
+        except NotReplicating:
+            self._take_out("it replicates nothing; was it promoted?")
+            return False
+        except (exc.SQLAlchemyError, OSError, ValueError) as error:
+            self._take_out(error)
+            return False
+        # Critical section: marks must not go back because an answer was late.
+        with self._lock:
+            # Not joined: what it says now is true, what it said before it was restarted may be not.
+            self.mark = mark
+            seen = [at for at, position in samples if covers(mark, position)]
+            if seen:
+                self.covered = max(seen) if self.covered is None else max(self.covered, *seen)
+        return True
+
+    def _take_out(self, reason: object) -> None:
+        now = monotonic()
+        news = not self.is_out(now)
+        with self._lock:
+            self.out_until = now + self._config.out_for
+            self.mark = self.covered = None
+        if news:
+            logger.warning("%s is left alone for %g s: %s", self.name, self._config.out_for, reason)
+
+    def _on_error(self, context: ExceptionContext) -> None:
+        connecting = context.connection is None
+        failure = failures.classify(context.original_exception, connecting=connecting)
+        if failure in _GONE or context.is_disconnect:
+            self._take_out(context.original_exception)
+            request: Any = current.get()
+            if request is not None:
+                request.stand_in = True

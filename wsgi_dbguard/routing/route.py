@@ -1,0 +1,73 @@
+"""Where one attempt of a request reads, by one `Replicas`: decided once, and undone by the first sign of a write."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from sqlalchemy import exc
+
+from ..request import Request
+from .servers import NotReplicating, PoolExhausted, written
+from .tokens import Token
+
+if TYPE_CHECKING:
+    from .replica import Replica
+    from .replicas import Replicas
+
+__all__ = ["Route"]
+
+logger = logging.getLogger(__name__)
+
+
+class Route:
+    """What is known of one attempt. `texts` are the tokens that came with it."""
+
+    __slots__ = ("decided", "group", "https", "primary", "replica", "texts", "unseen", "wrote")
+
+    def __init__(self, group: Replicas, texts: list[str], *, https: bool) -> None:
+        self.group = group
+        self.texts = texts
+        self.https = https
+        self.decided = False
+        self.replica: Replica | None = None  # where it reads; None: at the primary
+        self.primary = False  # from now on nothing but the primary
+        self.wrote = False  # or may have
+        self.unseen = 0  # connections of the primary taken past SQLAlchemy's Connection: statements not to be seen
+
+    def depart(self, request: Request, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The headers, about to leave, with the new position if the request may have written."""
+        if not (self.wrote or self.unseen > 0 or request.in_doubt):
+            return headers
+        config = self.group.config
+        text = self.group.tokens.dump(self._token(request).join(self.group.tokens.load(self.texts)))
+        if text is None:  # too long for a cookie
+            text = self.group.tokens.dump(self._pin())
+        assert text is not None
+        secure = self.https if config.secure is None else config.secure
+        cookie = f"{config.cookie}={text}; Max-Age={int(config.lifetime)}; Path=/; HttpOnly; SameSite=Lax"
+        return [*headers, ("Set-Cookie", f"{cookie}; Secure" if secure else cookie), (config.header, text)]
+
+    def _token(self, request: Request) -> Token:
+        if request.in_doubt or self._goes_on(request):
+            return self._pin()
+        try:
+            return Token(written(self.group.asking, self.group.config.probe_timeout))
+        except PoolExhausted:
+            logger.info("%r: no connection is left to read the primary's position with: a pin instead", request)
+        except (exc.SQLAlchemyError, NotReplicating, OSError, ValueError) as error:
+            logger.warning("%r: the primary's position could not be read, a pin instead: %s", request, error)
+        return self._pin()
+
+    def _goes_on(self, request: Request) -> bool:
+        """Whether it has written what it has not committed yet: the position of that commit is not known."""
+        return any(
+            not each.closed and not each.invalidated and each.dialect is self.group.primary.dialect
+            and each.in_transaction()
+            for each in list(request.unfinished)
+        )  # fmt: skip
+
+    def _pin(self) -> Token:
+        self.group.count("pins")
+        return Token(None, time.time() + self.group.config.pin)

@@ -1,0 +1,110 @@
+"""What primary and replicas are asked: how far are you? One statement, in autocommit, with a deadline.
+
+Autocommit, so that it is one round trip and no snapshot begins; with a deadline, since a server that hangs is to cost a
+request no more than that. Nothing of it counts as the request's own.
+
+* PostgreSQL's primary: the insert position. With ``synchronous_commit = off`` the positions of write and flush are
+  behind the commit that was answered. A replica that was promoted tells a replay position that never moves again, so
+  it is asked whether it is one.
+* MariaDB: ``gtid_binlog_pos`` of the primary, ``gtid_slave_pos`` of the replica. Never MASTER_GTID_WAIT: on a server
+  that replicates nothing it waits for ever.
+* MySQL: ``gtid_executed`` of both.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.pool import QueuePool
+
+from ..link import KEY, Link
+from ..request import current
+from ..watchdog import Deadline
+from .positions import Lsn, MariaDBGtids, MySQLGtids, Position
+
+__all__ = ["NotReplicating", "PoolExhausted", "applied", "has_room", "kind_of", "written"]
+
+_KINDS: dict[str, type[Position]] = {"postgresql": Lsn, "mariadb": MariaDBGtids, "mysql": MySQLGtids}
+_WRITTEN = {
+    Lsn: "SELECT pg_current_wal_insert_lsn()::text, current_setting('wal_block_size'),"
+    " (SELECT setting::bigint * CASE unit WHEN '8kB' THEN 8192 ELSE 1 END FROM pg_settings"
+    " WHERE name = 'wal_segment_size')",
+    MariaDBGtids: "SELECT @@global.gtid_binlog_pos",
+    MySQLGtids: "SELECT @@global.gtid_executed",
+}
+_APPLIED = {
+    Lsn: "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()::text END",
+    MariaDBGtids: "SELECT @@global.gtid_slave_pos",
+    MySQLGtids: "SELECT @@global.gtid_executed",
+}
+
+
+class NotReplicating(RuntimeError):
+    """The server tells no position: it was promoted, or replication, or the binary log, was never set up."""
+
+
+class PoolExhausted(RuntimeError):
+    """There is no connection to ask with, and to wait for one could mean to wait for each other."""
+
+
+def kind_of(engine: Engine) -> type[Position]:
+    """What the positions of this engine's server are. Raises ValueError for a database without any."""
+    name = "mariadb" if getattr(engine.dialect, "is_mariadb", False) else engine.dialect.name
+    try:
+        return _KINDS[name]
+    except KeyError:
+        raise ValueError(f"routing knows PostgreSQL, MariaDB and MySQL, not {name}") from None
+
+
+def written(engine: Engine, timeout: float) -> Position:
+    """How far the primary is: all that was committed before the call is covered.
+
+    Raises:
+        NotReplicating, PoolExhausted: see there; sqlalchemy.exc.SQLAlchemyError: when it could not be asked.
+    """
+    kind, row = _ask(engine, _WRITTEN, timeout)
+    if kind is Lsn:
+        return Lsn.inserted(row[0], int(row[1]), int(row[2]))
+    return _position(kind, row[0])
+
+
+def applied(engine: Engine, timeout: float) -> Position:
+    """How far a replica is: what it has applied, so that a snapshot taken from now on shows it. Raises as `written`."""
+    kind, row = _ask(engine, _APPLIED, timeout)
+    return _position(kind, row[0])
+
+
+def _position(kind: type[Position], text: str | None) -> Position:
+    if not text:
+        raise NotReplicating("it tells no position")
+    return kind.parse(text)
+
+
+def has_room(engine: Engine) -> bool:
+    """Whether the pool has a connection to give, now. Another thread may be faster; then one waits for that one."""
+    pool = engine.pool
+    if not isinstance(pool, QueuePool) or pool.checkedin() > 0:
+        return True
+    most = getattr(pool, "_max_overflow", -1)  # a private name; without it the pool is taken for one without a bound
+    return most < 0 or pool.overflow() < most
+
+
+def _ask(engine: Engine, statements: dict[Any, str], timeout: float) -> tuple[type[Position], Any]:
+    if not has_room(engine):
+        raise PoolExhausted
+    outside = current.set(None)
+    try:
+        with engine.connect() as connection:
+            # Only now: until it has connected, the dialect does not know MariaDB from MySQL.
+            kind = kind_of(engine)
+            with _deadline(connection, timeout):
+                return kind, connection.exec_driver_sql(statements[kind]).one()
+    finally:
+        current.reset(outside)
+
+
+def _deadline(connection: Connection, timeout: float) -> Deadline | nullcontext[None]:
+    link: Link | None = connection.connection.info.get(KEY)
+    return nullcontext() if link is None else Deadline(timeout, link.cut)

@@ -1,0 +1,137 @@
+"""`RoutingSession`: the Session that asks where to go; `primary`: saying it by hand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.orm import ORMExecuteState, Session
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.elements import TextClause
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.selectable import ForUpdateArg
+
+from ..request import current
+from ..transactions import only_reads
+from .replicas import group_of
+
+__all__ = ["OPTION", "RoutingSession", "primary"]
+
+OPTION = "dbguard_primary"
+
+_by_hand: ContextVar[bool] = ContextVar("wsgi_dbguard.routing.primary", default=False)
+# They write, or lock what a replica's lock does not protect.
+_FUNCTIONS = (
+    r"nextval|setval|set_config|pg_notify|pg_(?:try_)?advisory\w+|txid_current|pg_current_xact_id|lo_\w+|dblink\w*"
+    r"|get_lock|release_lock|release_all_locks"
+)
+_FUNCTION = re.compile(_FUNCTIONS, re.IGNORECASE)
+_LOCKS = re.compile(
+    rf"\b(?:{_FUNCTIONS})\s*\(|\bfor\s+(?:no\s+key\s+|key\s+)?(?:update|share)\b|\block\s+in\s+share\b|\bnext\s+value\b",
+    re.IGNORECASE,
+)
+
+
+@contextmanager
+def primary() -> Iterator[None]:
+    """In this block, and in a function that it decorates, sessions have the primary. ::
+
+        with primary():
+            stock = session.scalar(select(Item.stock))
+    """
+    before = _by_hand.set(True)
+    try:
+        yield
+    finally:
+        _by_hand.reset(before)
+
+
+class RoutingSession(Session):
+    """A Session whose reads go to a replica where `Replicas` says so; for ``sessionmaker(engine, class_=…)``.
+
+    It is bound as ever: where its `get_bind` comes to a primary, a replica may be used instead. A class of your own
+    that has a `get_bind` belongs behind it: ``class MySession(RoutingSession, BaseSession)``. For Flask-SQLAlchemy
+    ``SQLAlchemy(session_options={"class_": RoutingSession})`` is enough.
+
+    The execution option ``dbguard_primary=True`` sends one statement to the primary.
+    """
+
+    def __new__(cls, *args: Any, **keywords: Any) -> RoutingSession:
+        # Flask-SQLAlchemy gives its sessions the extension. They are a class of its own, with a get_bind.
+        if "db" in keywords and not hasattr(cls, "_dbguard_flask"):
+            cls = _for_flask(cls)
+        return super().__new__(cls)
+
+    def get_bind(  # type: ignore[override]
+        self, mapper: Any = None, *, clause: Any = None, bind: Any = None, **keywords: Any
+    ) -> Engine | Connection:
+        by_hand = keywords.pop(OPTION, False)
+        found = super().get_bind(mapper=mapper, clause=clause, bind=bind, **keywords)
+        request = current.get()
+        if request is None or bind is not None:
+            return found
+        group = group_of(found)
+        if group is None:
+            return found
+        assert isinstance(found, Engine)
+        if by_hand or _by_hand.get() or _asks_for_primary(clause):
+            return found
+        # Without a clause it is a flush, or the user's: Session.connection().
+        if request.safe and (clause is None or writes(clause)):
+            group.write(request, "wrote")
+            return found
+        return group.choose(request, found)
+
+
+def _asks_for_primary(clause: Any) -> bool:
+    options = getattr(clause, "get_execution_options", None)
+    return options is not None and bool(options().get(OPTION, False))
+
+
+def writes(clause: Any) -> bool:
+    """Whether a statement gives a sign of writing, or of locking: when in doubt, yes."""
+    if isinstance(clause, TextClause):
+        return _text_writes(clause.text)
+    return any(_is_sign(each) for each in visitors.iterate(clause))
+
+
+@lru_cache(maxsize=512)
+def _text_writes(text: str) -> bool:
+    return not only_reads(text) or _LOCKS.search(text) is not None
+
+
+def _is_sign(element: Any) -> bool:
+    if getattr(element, "is_dml", False) or isinstance(element, ForUpdateArg):
+        return True
+    if isinstance(element, FunctionElement):
+        return _FUNCTION.fullmatch(getattr(element, "name", "")) is not None
+    if isinstance(element, TextClause):  # a part of a statement
+        return _LOCKS.search(element.text) is not None
+    return getattr(element, "__visit_name__", "") == "next_value_func"
+
+
+@event.listens_for(RoutingSession, "do_orm_execute", propagate=True)
+def _on_execute(state: ORMExecuteState) -> None:
+    if state.execution_options.get(OPTION, False):
+        state.bind_arguments[OPTION] = True
+
+
+@event.listens_for(RoutingSession, "before_flush", propagate=True)
+def _on_flush(session: Session, *ignored: Any) -> None:
+    request = current.get()
+    if request is not None and request.safe:
+        group = group_of(session.get_bind())
+        if group is not None:
+            group.write(request, "wrote")
+
+
+@lru_cache(maxsize=None)
+def _for_flask(cls: type[RoutingSession]) -> type[RoutingSession]:
+    from flask_sqlalchemy.session import Session as FlaskSession
+
+    return type(cls.__name__, (cls, FlaskSession), {"_dbguard_flask": True})
