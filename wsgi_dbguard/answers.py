@@ -13,6 +13,7 @@ import random
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from .replay import RecordedInput
@@ -39,7 +40,7 @@ class Problem:
 
     @property
     def status_line(self) -> str:
-        return f"{self.status} {'Service Unavailable' if self.status == 503 else 'Conflict'}"
+        return f"{self.status} {HTTPStatus(self.status).phrase}"
 
 
 UNAVAILABLE = Problem(

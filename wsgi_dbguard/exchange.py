@@ -23,7 +23,7 @@ from .causes import failure_behind
 from .config import GuardConfig
 from .failures import Failure
 from .replay import Budget, RecordedInput, leaves_writes, reason_against
-from .request import Request, current
+from .request import Request, arrivals, current
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -121,6 +121,8 @@ class Exchange:
         first: bytes = END
         token = current.set(request)
         try:
+            for arrive in arrivals:
+                arrive(request, environ)
             body = self._app(environ, self._start_response)
             # Given all there is (uWSGI sends plain bytes too), or a file that the server sends by itself, nothing of
             # the application runs any more.
@@ -173,7 +175,12 @@ class Exchange:
         if not self._sent:
             self._sent = True
             if self._status is not None:  # else the server has a word to say to the application
-                self._write = self._start(self._status, self._headers)
+                self._write = self._start(self._status, self._departing(self._headers))
+
+    def _departing(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        for extra in self.request.extras:
+            headers = extra.depart(self.request, headers)
+        return headers
 
     # The decision
 
@@ -251,7 +258,11 @@ class Exchange:
     def _answer(self, problem: Problem, environ: WSGIEnvironment) -> Iterable[bytes]:
         if self._input is not None:
             answers.drain(self._input, environ)
-        return answers.answer(problem, environ, self._start, self._config.retry_after, self._render)
+
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], object]:
+            return self._start(status, self._departing(headers), exc_info)
+
+        return answers.answer(problem, environ, start, self._config.retry_after, self._render)
 
     # The end
 

@@ -266,7 +266,7 @@ class PoolGuard:
         ):
             context.invalidate_pool_on_disconnect = False
             self._condemn(link, "broke in use")
-        elif failure is Failure.READ_ONLY and self.config.evict_readonly:
+        elif failure is Failure.READ_ONLY and self.config.evict_readonly and self.dialect not in registry.standbys:
             self._suspect_read_only()
         if in_doubt and isinstance(context.original_exception, Exception):
             return OutcomeUnknown(None, None, context.original_exception, connection_invalidated=context.is_disconnect)

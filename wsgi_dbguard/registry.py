@@ -24,10 +24,11 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection  # 
 
 from .link import KEY, Link  # noqa: E402
 
-__all__ = ["engines", "family", "forget", "instances", "link_of", "links", "on_engine"]
+__all__ = ["engines", "family", "forget", "instances", "link_of", "links", "on_engine", "standbys"]
 
 links: set[Link] = set()
 engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+standbys: weakref.WeakSet[Dialect] = weakref.WeakSet()  # of engines whose servers are meant to refuse writes
 _listeners: list[Callable[[Engine], object]] = []
 T = TypeVar("T")
 

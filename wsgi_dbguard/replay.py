@@ -21,6 +21,7 @@ R = TypeVar("R")
 
 # What a second run can do better. Not "unavailable": the database would be as far away as it was a moment ago.
 _HELPED = frozenset({Failure.DISCONNECT, Failure.READ_ONLY, Failure.SERIALIZATION, Failure.DEADLOCK})
+_ELSEWHERE = frozenset({Failure.UNAVAILABLE})
 # Of a stream: nothing is read by these.
 _HARMLESS = frozenset({"close", "closed", "flush", "mode", "name", "readable", "seekable", "tell", "writable"})
 
@@ -28,7 +29,7 @@ _HARMLESS = frozenset({"close", "closed", "flush", "mode", "name", "readable", "
 def reason_against(request: Request, mode: str) -> str | None:
     """Why `request`, which failed, must not run again; None if it may. `mode` is the setting ``replay``.
 
-    * The failure is a lost connection, a failover, a serialization failure or a deadlock.
+    * The failure is a lost connection, a failover, a serialization failure or a deadlock; or a replica that is away.
     * No commit was finished, none is in doubt (see `transactions` for what counts as one).
     * It left no write in an open transaction: a second run could make both last.
     * The method is safe, or the application marked the request (`replayable`), or `mode` is "uncommitted" and no
@@ -42,7 +43,8 @@ def reason_against(request: Request, mode: str) -> str | None:
         return "replay is off"
     if request.attempt > 1:
         return "it was the second attempt"
-    if request.database_failure not in _HELPED:
+    # Where a replica is away the primary may not be.
+    if request.database_failure not in _HELPED and not (request.stand_in and request.database_failure in _ELSEWHERE):
         return f"the failure is {request.database_failure or 'not the database'}"
     if request.in_doubt:
         return "a commit is in doubt"

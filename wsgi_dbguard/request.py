@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Container
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet, ref
 
 from .failures import Failure
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .stacks import Trace
 
-__all__ = ["SAFE_METHODS", "Owner", "Request", "current"]
+__all__ = ["SAFE_METHODS", "Extra", "Owner", "Request", "arrivals", "current"]
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})  # RFC 9110, 9.2.1; TRACE is no application's
 
@@ -40,6 +40,13 @@ class Owner:
         return f"{self.method} {self.path}{' (ended)' if self.ended else ''}"
 
 
+class Extra(Protocol):
+    """What an optional module keeps with one attempt of a request."""
+
+    def depart(self, request: Request, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The response's headers, just before they leave; or others in their place."""
+
+
 class Request:
     """One request, from the middleware's call to the close of the response. In environ as ``wsgi_dbguard.request``."""
 
@@ -54,6 +61,7 @@ class Request:
         "database_failure",
         "ended",
         "expired",
+        "extras",
         "failure",
         "heals",
         "held",
@@ -69,6 +77,7 @@ class Request:
         "replayable",
         "safe",
         "sessions",
+        "stand_in",
         "started",
         "statements",
         "thread",
@@ -118,6 +127,8 @@ class Request:
         self.told = False  # the framework told of an exception that it makes a response of, see `frameworks`
         self.blamed: Failure | None = None  # then: what the database did to cause that
         self.failure: type[BaseException] | None = None  # what the application raised first through the middleware
+        self.extras: tuple[Extra, ...] = ()  # by `arrivals`
+        self.stand_in = False  # it used a replica: if that failed, a second attempt has the primary
 
     @property
     def seconds(self) -> float:
@@ -198,3 +209,5 @@ class Request:
 
 
 current: ContextVar[Request | None] = ContextVar("wsgi_dbguard.request", default=None)
+arrivals: list[Callable[[Request, dict[str, Any]], object]] = []
+"""Optional modules, called with each attempt and its environ before the application is: they leave their `extras`."""

@@ -15,9 +15,9 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from .. import failures
-from ..failures import Failure
-from ..transactions import only_reads
+from wsgi_dbguard import failures
+from wsgi_dbguard.failures import Failure
+from wsgi_dbguard.transactions import only_reads
 
 if TYPE_CHECKING:
     from .store import Store

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 import weakref
 from collections.abc import Callable, Iterable
@@ -10,13 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
-from .. import answers
-from ..answers import Problem
-from ..replay import RecordedInput
-from .attempt import REQUEST, Attempt, replay
+from wsgi_dbguard import answers
+from wsgi_dbguard.answers import Problem
+from wsgi_dbguard.exchange import REQUEST
+from wsgi_dbguard.replay import RecordedInput
+from wsgi_dbguard.request import Request
+
+from .attempt import Attempt
 from .claims import Claim, watch
 from .header import parse_key
-from .problems import MALFORMED, MISSING, UNSETTLED
+from .problems import MALFORMED, MISSING
+from .recorder import replay
 from .store import Store, Stored, Unreachable
 from .table import TABLE
 
@@ -24,6 +29,8 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 __all__ = ["Idempotent"]
+
+logger = logging.getLogger(__name__)
 
 CLAIM = "wsgi_dbguard.idempotency"
 Principal = Callable[["WSGIEnvironment"], str | bytes | None]
@@ -94,45 +101,74 @@ class Idempotent:
         header = environ.get("HTTP_IDEMPOTENCY_KEY")
         if header is None:
             required = self._required(environ) if callable(self._required) else self._required
-            return self._answer(MISSING, environ, start_response) if required else self.app(environ, start_response)
+            if not required:
+                return self.app(environ, start_response)
+        body = self._record(environ)
+        result = self._result(header, body, environ, start_response)
+        if isinstance(result, Problem | Stored):
+            if body is not None:
+                answers.drain(body, environ)
+            if isinstance(result, Stored):
+                return replay(result, start_response)
+            return answers.answer(result, environ, start_response, self._retry_after)
+        return result
+
+    def _result(
+        self, header: str | None, body: RecordedInput | None, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes] | Problem | Stored:
+        if header is None:
+            return MISSING
         try:
             key = parse_key(header)
         except ValueError:
-            return self._answer(MALFORMED, environ, start_response)
-        request = environ.get(REQUEST)
+            return MALFORMED
+        request: Request | None = environ.get(REQUEST)
         owner = secrets.token_hex(16)
         if request is not None:
             owner = _owners.setdefault(request, owner)
         claim = Claim(self._store, self._id(key, environ), owner)
-        fingerprint = self._fingerprint(environ)
+        fingerprint = self._fingerprint(body, environ)
         try:
-            found = self._store.claim(claim.id, fingerprint, claim.owner)
-        except Unreachable:
+            found = self._store.claim(claim.id, fingerprint, owner)
+        except Unreachable as error:
             # A claim whose INSERT was not answered may be there, but nothing was done with it.
-            return self._answer(answers.UNAVAILABLE, environ, start_response)
+            logger.warning("an Idempotency-Key could not be looked up: %s", error)
+            return answers.UNAVAILABLE
         if found is not None:
-            return self._tell(found, environ, start_response)
+            return found
         environ[CLAIM] = claim
-        attempt = Attempt(self._store, claim, start_response, self._limit)
-        result = attempt.run(self.app, environ)
-        if isinstance(result, Problem | Stored):
-            return self._tell(result, environ, start_response)
-        if attempt.lost:
-            try:
-                found = self._store.claim(claim.id, fingerprint, claim.owner)
-            except Unreachable:
-                found = UNSETTLED
-        return result
+        return Attempt(self._store, claim, fingerprint, start_response, request, self._limit).run(self.app, environ)
 
-    def _tell(self, what: Problem | Stored, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
-        if isinstance(what, Problem):
-            return self._answer(what, environ, start)
-        self._drain(environ)
-        return replay(what, start)
+    def _id(self, key: str, environ: WSGIEnvironment) -> str:
+        principal = None if self._principal is None else self._principal(environ)
+        if principal is None:
+            return _digest(key.encode())
+        return _digest(key.encode(), principal.encode() if isinstance(principal, str) else principal)
 
-    def _answer(self, problem: Problem, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
-        self._drain(environ)
-        return answers.answer(problem, environ, start, self._retry_after)
+    def _record(self, environ: WSGIEnvironment) -> RecordedInput | None:
+        """Have the body remembered as far as it is compared; None where there is none, or nobody tells its end."""
+        length = environ.get("CONTENT_LENGTH", "")
+        known = int(length) if length.isdecimal() else None
+        if not known and not (known is None and environ.get("wsgi.input_terminated")):
+            return None
+        body = environ["wsgi.input"] = RecordedInput(environ["wsgi.input"], self._limit, known)
+        return body
 
-    def _drain(self, environ: WSGIEnvironment) -> None:
-        answers.drain(self._input(environ), environ)
+    def _fingerprint(self, body: RecordedInput | None, environ: WSGIEnvironment) -> str:
+        """What tells this request from another one. Raises OSError if the client goes away."""
+        content = bytearray()
+        if body is not None:
+            while len(content) < self._limit and (data := body.read(self._limit - len(content))):
+                content += data
+            body.rewind()
+        names = ("REQUEST_METHOD", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING", "CONTENT_LENGTH")
+        return _digest(*(environ.get(name, "").encode() for name in names), bytes(content))
+
+
+def _digest(*parts: bytes) -> str:
+    """sha256 of `parts`, each with its length before it: no two lists of parts look the same."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(b"%d:" % len(part))
+        digest.update(part)
+    return digest.hexdigest()

@@ -1,6 +1,6 @@
 """What a client is told instead of an answer of the application."""
 
-from ..answers import Problem
+from wsgi_dbguard.answers import Problem
 
 __all__ = ["APPLIED", "MALFORMED", "MISMATCH", "MISSING", "RUNNING", "UNSETTLED"]
 

@@ -29,10 +29,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from .. import failures
-from ..answers import Problem
-from ..failures import Failure
-from ..request import current
+from wsgi_dbguard import failures
+from wsgi_dbguard.answers import Problem
+from wsgi_dbguard.failures import Failure
+from wsgi_dbguard.request import current
+
 from .claims import active
 from .problems import APPLIED, MISMATCH, RUNNING
 from .table import clock, make_table
@@ -75,6 +76,9 @@ class Store:
         self.lease = lease
         self._keys = make_table(table)
         self._now = clock(engine.dialect.name)
+        columns = self._keys.c
+        over = (columns.expires <= self._now).label("over")
+        self._row = select(columns.owner, columns.fingerprint, columns.applied, columns.head, columns.body, over)
         self._postgresql = engine.dialect.name == "postgresql"
         # One statement, one round trip. The drivers of MySQL would need more of them to change the mode and back.
         self._short = engine.execution_options(isolation_level="AUTOCOMMIT") if self._postgresql else engine
@@ -94,17 +98,21 @@ class Store:
                 continue  # it was there, and then it was not
             if row.owner == owner:
                 return None
-            if row.fingerprint != fingerprint:
-                return MISMATCH
-            if row.head is not None:
-                return Stored(row.head, row.body)
-            if not row.over:
-                return RUNNING
-            if row.applied:
-                return APPLIED
+            if (told := _tell(row, fingerprint)) is not None:
+                return told
             if self._repeat(lambda seen=row.owner: self._take_over(key, seen, owner)):  # type: ignore[misc]
                 return None
         return RUNNING  # it changes faster than it can be looked at
+
+    def look(self, key: str, fingerprint: str) -> Problem | Stored | None:
+        """What there is to tell of `key`; None: it is free.
+
+        Raises:
+            Unreachable: if the database cannot be reached.
+        """
+        rows = self._row.where(self._keys.c.id == key)
+        row = self._repeat(lambda: self._alone(lambda connection: connection.execute(rows).one_or_none()))
+        return None if row is None else _tell(row, fingerprint)
 
     def mark(self, connection: Connection, key: str, owner: str) -> bool:
         """Mark the row as applied in the transaction of `connection`. False: it is not the row of `owner` any more.
@@ -151,16 +159,9 @@ class Store:
         """True: inserted; False: look again; else the row that is there."""
         keys = self._keys
         expires = self._now + self.lease
-        look = select(
-            keys.c.owner,
-            keys.c.fingerprint,
-            keys.c.applied,
-            keys.c.head,
-            keys.c.body,
-            (keys.c.expires <= self._now).label("over"),
-        ).where(keys.c.id == key)
+        look = self._row.where(keys.c.id == key)
         columns = [keys.c.id, keys.c.owner, keys.c.fingerprint, keys.c.created, keys.c.expires]
-        values = [literal(key), literal(owner), literal(fingerprint), self._now, expires]
+        values: list[Any] = [literal(key), literal(owner), literal(fingerprint), self._now, expires]
 
         def postgresql(connection: Connection) -> bool | Row[Any]:
             # An INSERT would wait for a transaction that has the row locked. A SELECT does not.
@@ -249,6 +250,17 @@ class Store:
                     raise
                 raise Unreachable(str(error)) from error
         raise AssertionError("not reached")
+
+
+def _tell(row: Row[Any], fingerprint: str) -> Problem | Stored | None:
+    """What a request that finds `row` is told; None: its owner is dead, and has applied nothing."""
+    if row.fingerprint != fingerprint:
+        return MISMATCH
+    if row.head is not None:
+        return Stored(row.head, row.body)
+    if not row.over:
+        return RUNNING
+    return APPLIED if row.applied else None
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def make_table(name: str) -> Table:
 
 
 def ddl(dialect: str, table: str = TABLE) -> str:
-    """The statements that make `table`, for the database with the SQLAlchemy dialect `dialect`, to be put in a migration.
+    """The statements that make `table`, for a migration; `dialect` is the name of SQLAlchemy's.
 
     Raises:
         ValueError: for a database that is not supported.

@@ -3,7 +3,7 @@
     from wsgi_dbguard.routing import Replicas, RoutingSession, primary
 
     replicas = Replicas(engine, [create_engine(url_of_a_replica)], secret=SECRET)
-    Session = sessionmaker(engine, class_=RoutingSession)      # or SQLAlchemy(session_options={"class_": RoutingSession})
+    Session = sessionmaker(engine, class_=RoutingSession)  # or SQLAlchemy(session_options={"class_": RoutingSession})
     application = DBGuard(application)
 
 A request whose method is safe reads from one replica until the first sign of a write, and from then on from the

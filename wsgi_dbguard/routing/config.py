@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..errors import SettingError
+from wsgi_dbguard.errors import SettingError
 
 __all__ = ["RoutingConfig"]
 

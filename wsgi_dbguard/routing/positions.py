@@ -134,9 +134,7 @@ class MySQLGtids:
 
     def join(self, other: MySQLGtids) -> MySQLGtids:
         sources = self.intervals.keys() | other.intervals.keys()
-        return MySQLGtids(
-            {each: [*self.intervals.get(each, ()), *other.intervals.get(each, ())] for each in sources}
-        )
+        return MySQLGtids({each: [*self.intervals.get(each, ()), *other.intervals.get(each, ())] for each in sources})
 
     def __str__(self) -> str:
         return ",".join(

@@ -18,9 +18,10 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import Engine, event, exc
 from sqlalchemy.engine import ExceptionContext
 
-from .. import failures
-from ..failures import Failure
-from ..request import current
+from wsgi_dbguard import failures
+from wsgi_dbguard.failures import Failure
+from wsgi_dbguard.request import current
+
 from .config import RoutingConfig
 from .positions import Position, covers
 from .servers import NotReplicating, PoolExhausted, applied

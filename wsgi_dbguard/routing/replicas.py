@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, ref
@@ -14,10 +15,11 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 from sqlalchemy import Connection, Engine, event, exc
 from sqlalchemy.engine import Dialect
 
-from .. import fork, registry, request, transactions
-from ..errors import DatabaseUnavailable, SettingError
-from ..failures import Failure
-from ..request import Request, current
+from wsgi_dbguard import fork, registry, request, transactions
+from wsgi_dbguard.errors import DatabaseUnavailable, SettingError
+from wsgi_dbguard.failures import Failure
+from wsgi_dbguard.request import Request, current
+
 from .config import RoutingConfig
 from .positions import Position
 from .replica import Replica, Sample
@@ -168,23 +170,25 @@ class Replicas:
             return None
         token = self.tokens.load(route.texts)
         if token.pinned > time.time():
-            return self._primary("pinned")
+            self.count("pinned")
+            return None
         self._check()
         now = monotonic()
         usable = [each for each in self.replicas if each.usable(now)]
         if not usable:
             usable = self._lagging(now)
             if not usable:
-                return self._primary("lagging")
+                self.count("lagging")
+                return None
             if self.config.lagging == "stale":
                 return self._serve(random.choice(usable), request)
         if token.position is None:
             return self._serve(random.choice(usable), request)
         chosen = self._caught_up(usable, token.position)
-        return self._primary("behind") if chosen is None else self._serve(chosen, request)
-
-    def _primary(self, reason: str) -> None:
-        self.count(reason)
+        if chosen is None:
+            self.count("behind")
+            return None
+        return self._serve(chosen, request)
 
     def _serve(self, replica: Replica, request: Request) -> Replica:
         request.stand_in = True
@@ -229,10 +233,9 @@ class Replicas:
         if now < self._next_check or not self._checking.acquire(blocking=False):
             return
         try:
-            try:
+            # An older sample will do; and whoever needs the primary will tell.
+            with suppress(exc.SQLAlchemyError, NotReplicating, PoolExhausted, OSError, ValueError):
                 self._samples.append((now, written(self.asking, self.config.probe_timeout)))
-            except (exc.SQLAlchemyError, NotReplicating, PoolExhausted, OSError, ValueError):
-                pass  # an older sample will do; and whoever needs the primary will tell
             samples = list(self._samples)
             for each in self.replicas:
                 if not each.is_out(now):

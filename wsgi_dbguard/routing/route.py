@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import exc
 
-from ..request import Request
+from wsgi_dbguard.request import Request
+
 from .servers import NotReplicating, PoolExhausted, written
 from .tokens import Token
 
@@ -38,7 +39,8 @@ class Route:
 
     def depart(self, request: Request, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """The headers, about to leave, with the new position if the request may have written."""
-        if not (self.wrote or self.unseen > 0 or request.in_doubt):
+        # One that has ended is answered by the guard: nobody asks a database that has just failed.
+        if not (request.in_doubt or (request.commits if request.ended else self.wrote or self.unseen > 0)):
             return headers
         config = self.group.config
         text = self.group.tokens.dump(self._token(request).join(self.group.tokens.load(self.texts)))
@@ -50,7 +52,7 @@ class Route:
         return [*headers, ("Set-Cookie", f"{cookie}; Secure" if secure else cookie), (config.header, text)]
 
     def _token(self, request: Request) -> Token:
-        if request.in_doubt or self._goes_on(request):
+        if request.in_doubt or request.ended is not None or self._goes_on(request):
             return self._pin()
         try:
             return Token(written(self.group.asking, self.group.config.probe_timeout))

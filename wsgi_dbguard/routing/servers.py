@@ -19,9 +19,10 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 from sqlalchemy.pool import QueuePool
 
-from ..link import KEY, Link
-from ..request import current
-from ..watchdog import Deadline
+from wsgi_dbguard.link import KEY, Link
+from wsgi_dbguard.request import Request, current
+from wsgi_dbguard.watchdog import Deadline
+
 from .positions import Lsn, MariaDBGtids, MySQLGtids, Position
 
 __all__ = ["NotReplicating", "PoolExhausted", "applied", "has_room", "kind_of", "written"]
@@ -94,7 +95,9 @@ def has_room(engine: Engine) -> bool:
 def _ask(engine: Engine, statements: dict[Any, str], timeout: float) -> tuple[type[Position], Any]:
     if not has_room(engine):
         raise PoolExhausted
-    outside = current.set(None)
+    own = Request({})
+    own.held = float("inf")  # it has no patience: where the breaker knows that the server is away it is told at once
+    outside = current.set(own)
     try:
         with engine.connect() as connection:
             # Only now: until it has connected, the dialect does not know MariaDB from MySQL.
@@ -103,6 +106,7 @@ def _ask(engine: Engine, statements: dict[Any, str], timeout: float) -> tuple[ty
                 return kind, connection.exec_driver_sql(statements[kind]).one()
     finally:
         current.reset(outside)
+        own.end()
 
 
 def _deadline(connection: Connection, timeout: float) -> Deadline | nullcontext[None]:

@@ -16,8 +16,9 @@ from sqlalchemy.sql.elements import TextClause
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.selectable import ForUpdateArg
 
-from ..request import current
-from ..transactions import only_reads
+from wsgi_dbguard.request import current
+from wsgi_dbguard.transactions import only_reads
+
 from .replicas import group_of
 
 __all__ = ["OPTION", "RoutingSession", "primary"]
@@ -41,8 +42,8 @@ _LOCKS = re.compile(
 def primary() -> Iterator[None]:
     """In this block, and in a function that it decorates, sessions have the primary. ::
 
-        with primary():
-            stock = session.scalar(select(Item.stock))
+    with primary():
+        stock = session.scalar(select(Item.stock))
     """
     before = _by_hand.set(True)
     try:
@@ -63,11 +64,9 @@ class RoutingSession(Session):
 
     def __new__(cls, *args: Any, **keywords: Any) -> RoutingSession:
         # Flask-SQLAlchemy gives its sessions the extension. They are a class of its own, with a get_bind.
-        if "db" in keywords and not hasattr(cls, "_dbguard_flask"):
-            cls = _for_flask(cls)
-        return super().__new__(cls)
+        return super().__new__(_for_flask(cls) if "db" in keywords else cls)
 
-    def get_bind(  # type: ignore[override]
+    def get_bind(
         self, mapper: Any = None, *, clause: Any = None, bind: Any = None, **keywords: Any
     ) -> Engine | Connection:
         by_hand = keywords.pop(OPTION, False)
@@ -121,17 +120,13 @@ def _on_execute(state: ORMExecuteState) -> None:
         state.bind_arguments[OPTION] = True
 
 
-@event.listens_for(RoutingSession, "before_flush", propagate=True)
-def _on_flush(session: Session, *ignored: Any) -> None:
-    request = current.get()
-    if request is not None and request.safe:
-        group = group_of(session.get_bind())
-        if group is not None:
-            group.write(request, "wrote")
+_flask_classes: dict[type[RoutingSession], type[RoutingSession]] = {}
 
 
-@lru_cache(maxsize=None)
 def _for_flask(cls: type[RoutingSession]) -> type[RoutingSession]:
-    from flask_sqlalchemy.session import Session as FlaskSession
+    if cls not in _flask_classes:
+        from flask_sqlalchemy.session import Session as FlaskSession
 
-    return type(cls.__name__, (cls, FlaskSession), {"_dbguard_flask": True})
+        ready = issubclass(cls, FlaskSession)
+        _flask_classes[cls] = cls if ready else type(cls.__name__, (cls, FlaskSession), {})
+    return _flask_classes[cls]

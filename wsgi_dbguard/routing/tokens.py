@@ -1,8 +1,8 @@
 """What the client carries: how far the primary was after its last write, signed, so that nobody else can say so.
 
 The age is in the signed part, in seconds since the epoch. A token from the future is as good as one from now: the clock
-of the host that made it is ahead of ours, and to forget it would mean a stale read. (itsdangerous' own timestamps refuse
-those.)
+of the host that made it is ahead of ours, and to forget it would mean a stale read. (itsdangerous' own timestamps
+refuse those.)
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from itsdangerous import BadData, URLSafeSerializer
 
-from ..errors import SettingError
+from wsgi_dbguard.errors import SettingError
+
 from .positions import Position, parse
 
 __all__ = ["Token", "Tokens"]
@@ -24,7 +25,7 @@ _LONGEST = 3500  # characters; browsers keep cookies of 4096 bytes, name and att
 
 @dataclass(frozen=True)
 class Token:
-    """A position, None where it is not known; `pinned`: until when only the primary will do, seconds since the epoch."""
+    """A position, if known; `pinned`: until when only the primary will do, seconds since the epoch."""
 
     position: Position | None = None
     pinned: float = 0.0
@@ -52,7 +53,8 @@ class Tokens:
         if not secrets or not all(isinstance(each, str | bytes) and each for each in secrets):
             raise SettingError("secret: must be a text or bytes, or several of them, and none of them empty")
         self._serializer = URLSafeSerializer(
-            secrets[::-1],  # itsdangerous signs with the last one
+            # itsdangerous signs with the last one.
+            [each.encode() if isinstance(each, str) else each for each in reversed(secrets)],
             salt=f"wsgi_dbguard.routing.{name}",
             signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256},
         )
