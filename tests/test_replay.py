@@ -356,7 +356,7 @@ def test_only_the_servers_own_word_takes_a_commit_back(error: BaseException, ref
     request = Request({"REQUEST_METHOD": "POST"})
     with engine.connect() as connection:
         request.note(commits=1)
-        request.committing = weakref.ref(connection)
+        request.committing = weakref.ref(connection.connection)
         for _ in range(2):  # the second one is about something else
             request.database_failed(failures.classify(error), connection, committing=True, refused=refused)
     assert (request.commits, request.in_doubt) == ((0, False) if refused else (1, True))

@@ -56,13 +56,15 @@ class Site:
         self.runs = 0
         self.statements: list[str] = []
         event.listen(engine, "before_cursor_execute", lambda *args: self.statements.append(args[2]))
-        # After the guard's own, which may ask for the transaction's id before the COMMIT is sent.
-        event.listen(engine, "commit", self._strike)
+        # Below the guard's own, which asks for the transaction's id before the COMMIT is sent.
+        self.do_commit = engine.dialect.do_commit
+        engine.dialect.do_commit = self._commit  # type: ignore[method-assign, assignment]
 
-    def _strike(self, connection: Any) -> None:
+    def _commit(self, connection: Any) -> None:
         if self.lose is not None:
             lose, self.lose = self.lose, None
             lose(self.proxy, self.engine.dialect.driver)
+        self.do_commit(connection)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         self.runs += 1
@@ -79,8 +81,8 @@ def site(postgres: PostgreSQL, make_engine: Any, driver: str, table: str) -> Ite
         engine = make_engine(postgres.url_through(proxy.host, proxy.port, driver))
 
         def make(lose: Lose, **settings: Any) -> tuple[Site, WSGIApplication]:
-            guard(engine, **{"settle": True, **settings})
             app = Site(engine, proxy, lose)
+            guard(engine, **{"settle": True, **settings})
             return app, DBGuard(app, engine, replay="uncommitted", **{"settle": True, **settings})
 
         yield make

@@ -177,9 +177,9 @@ class Exchange:
             if self._status is not None:  # else the server has a word to say to the application
                 self._write = self._start(self._status, self._departing(self._headers))
 
-    def _departing(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    def _departing(self, headers: list[tuple[str, str]], *, failed: bool = False) -> list[tuple[str, str]]:
         for extra in self.request.extras:
-            headers = extra.depart(self.request, headers)
+            headers = extra.depart(self.request, headers, failed=failed)
         return headers
 
     # The decision
@@ -260,7 +260,8 @@ class Exchange:
             answers.drain(self._input, environ)
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], object]:
-            return self._start(status, self._departing(headers), exc_info)
+            leaving = self._departing(headers, failed=True)
+            return self._start(status, leaving) if exc_info is None else self._start(status, leaving, exc_info)
 
         return answers.answer(problem, environ, start, self._config.retry_after, self._render)
 

@@ -18,6 +18,7 @@ from .failures import Failure
 if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session
+    from sqlalchemy.pool import PoolProxiedConnection
 
     from .stacks import Trace
 
@@ -43,8 +44,13 @@ class Owner:
 class Extra(Protocol):
     """What an optional module keeps with one attempt of a request."""
 
-    def depart(self, request: Request, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """The response's headers, just before they leave; or others in their place."""
+    def depart(
+        self, request: Request, headers: list[tuple[str, str]], *, failed: bool = False
+    ) -> list[tuple[str, str]]:
+        """The response's headers, just before they leave; or others in their place.
+
+        `failed`: it is not the application's response, but the guard's in its place: the database failed it.
+        """
 
 
 class Request:
@@ -119,7 +125,7 @@ class Request:
         self.statements = 0
         self.commits = 0  # of transactions that may have written: finished, or in doubt
         self.unfinished: WeakSet[Connection] = WeakSet()  # with writes that are not committed
-        self.committing: ref[Connection] | None = None  # the last one that was told to commit
+        self.committing: ref[PoolProxiedConnection] | None = None  # the last one that was told to commit
         self.lent: Container[Session] = ()  # sessions that other threads used
         self.in_doubt = False  # a connection was lost during its commit
         self.sessions: WeakSet[Session] = WeakSet()  # ORM sessions that were used
@@ -167,7 +173,8 @@ class Request:
         `committing`: it was no statement, so perhaps the COMMIT; `refused`: the server itself said that it failed.
         """
         in_doubt = failure is Failure.IN_DOUBT
-        if committing and connection is not None and self.committing is not None and connection is self.committing():
+        told = None if self.committing is None else self.committing()
+        if committing and told is not None and connection is not None and connection.connection is told:
             self.committing = None
             if refused:
                 self.note(commits=-1)

@@ -21,7 +21,8 @@ import weakref
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Engine
+from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import PoolProxiedConnection
 
 from . import failures
@@ -55,18 +56,18 @@ def settle(engine: Engine, config: GuardConfig) -> None:
     if engine.dialect.name != "postgresql" or engine in _watched:
         return
     _watched.add(engine)
-    event.listen(engine, "commit", _identify)
     found, seconds = weakref.ref(engine), config.ping_timeout
-    do_commit = engine.dialect.do_commit
+    dialect, do_commit = engine.dialect, engine.dialect.do_commit
 
-    # SQLAlchemy has an event before a COMMIT and none around it.
+    # SQLAlchemy has an event before a COMMIT, and none around it.
     def commit(connection: PoolProxiedConnection) -> None:
+        _identify(dialect, connection)
         try:
             do_commit(connection)
         except Exception as error:
             transaction = connection.info.pop(_KEY, None) if connection.is_valid else None
             asked = found()
-            if transaction is None or asked is None or not _lost(asked, error, connection):
+            if transaction is None or asked is None or not _lost(dialect, error, connection):
                 raise
             if not _is_committed(asked, transaction, seconds):
                 raise
@@ -74,35 +75,33 @@ def settle(engine: Engine, config: GuardConfig) -> None:
         else:
             connection.info.pop(_KEY, None)
 
-    engine.dialect.do_commit = commit  # type: ignore[method-assign, assignment]
+    dialect.do_commit = commit  # type: ignore[method-assign, assignment]
 
 
-def _identify(connection: Connection) -> None:
+def _identify(dialect: Dialect, connection: PoolProxiedConnection) -> None:
     """Ask for the id of the transaction that is about to be committed."""
     request = current.get()
-    # Before or after the listener in `transactions` has seen the same commit.
+    # Before or after `transactions` has seen the same commit.
     committing = None if request is None or request.committing is None else request.committing()
     if request is not None and committing is not connection and not may_have_written(connection, request):
         return
     try:
-        with contextlib.closing(connection.connection.cursor()) as cursor:
+        with contextlib.closing(connection.cursor()) as cursor:
             cursor.execute(_IDENTIFY)
             number, timeline = cursor.fetchone() or (None, "")
     except Exception as error:
         # The COMMIT will meet the same. Where the connection is gone, it never reaches the server.
-        if _lost(connection.engine, error, connection.connection):
+        if _lost(dialect, error, connection):
             connection.info[_KEY] = _Transaction("")
         return
     if number is not None:
         connection.info[_KEY] = _Transaction(number, timeline)
 
 
-def _lost(engine: Engine, error: Any, connection: PoolProxiedConnection) -> bool:
+def _lost(dialect: Dialect, error: Any, connection: PoolProxiedConnection) -> bool:
     if failures.classify(error) is Failure.DISCONNECT:
         return True
-    return isinstance(error, engine.dialect.loaded_dbapi.Error) and engine.dialect.is_disconnect(
-        error, connection, None
-    )
+    return isinstance(error, dialect.loaded_dbapi.Error) and dialect.is_disconnect(error, connection, None)
 
 
 def _is_committed(engine: Engine, transaction: _Transaction, seconds: float) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import Connection
+from sqlalchemy.pool import PoolProxiedConnection
 
 from .changes import ANYTHING, COMMIT, Change, changes
 from .link import KEY, Link
@@ -27,13 +28,13 @@ def keeps_a_lock(link: Link) -> bool:
 
 def note(connection: Connection, statement: str, parameters: Any, request: Request) -> None:
     """`statement`, for which `changes.touches`, is about to be sent."""
-    link = _link(connection)
+    link = _link(connection.connection)
     if link is None or link.guard is None:
         return
     transaction: bool | None = None
     for each in changes(statement, parameters, connection.dialect.name):
         if each.key == COMMIT:
-            committed(connection)
+            committed(connection.connection)
             continue
         change = each
         if change.reset and change.key != ANYTHING and link.values.get(change.key, _MISSING) is None:
@@ -48,26 +49,24 @@ def note(connection: Connection, statement: str, parameters: Any, request: Reque
             _apply(link, change.key, not change.undo)
 
 
-def committed(connection: Connection) -> None:
+def committed(proxied: PoolProxiedConnection) -> None:
     """What was changed in its transaction stays."""
-    link = _link(connection)
+    link = _link(proxied)
     if link is not None:
         pending, link.pending = link.pending, {}
         for key, changed in pending.items():
             _apply(link, key, changed)
 
 
-def rolled_back(connection: Connection) -> None:
+def rolled_back(proxied: PoolProxiedConnection) -> None:
     """What was changed in its transaction is as it was."""
-    link = _link(connection)
+    link = _link(proxied)
     if link is not None:
         link.pending.clear()
 
 
-def _link(connection: Connection) -> Link | None:
-    if connection.closed or connection.invalidated:  # asked for its connection it would open another one
-        return None
-    link: Link | None = connection.info.get(KEY)
+def _link(proxied: PoolProxiedConnection) -> Link | None:
+    link: Link | None = proxied.info.get(KEY) if proxied.is_valid else None
     return link
 
 

@@ -1,4 +1,4 @@
-"""What a request has done that stays done: its commits, finished or in doubt, from SQLAlchemy's public events.
+"""What a request has done that stays done: its commits, finished or in doubt.
 
 A request may run a second time only if its first run has left nothing behind. So everything that could have made a
 write last counts as a commit, and what cannot be known counts as well: a COMMIT whose reply was lost (in doubt), a
@@ -13,26 +13,32 @@ Not to be known from here, and so the application's to know: writes past a Conne
 (``session.connection().connection.cursor()``) and committed there; tables without transactions (MyISAM); threads of
 its own that do not run in a copy of the request's context.
 
-Listening to statements makes SQLAlchemy dispatch its connection events: about 3 µs a statement, so only under a
-`DBGuard` that replays or answers are engines watched, not under `guard` alone.
+Statements are seen by the dialect's events (`do_execute`), COMMIT and ROLLBACK by methods of the dialect that are put
+around its own. SQLAlchemy's connection events (`before_cursor_execute`, `commit`, …) would tell the same, but the first
+listener to any of them makes each statement some 6 µs and each Connection some 20 µs dearer.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import weakref
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine import Dialect, ExecutionContext
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from . import state
 from .changes import touches
+from .link import KEY
 from .request import Request, current
 
 __all__ = ["commits_by_itself", "may_have_written", "only_reads", "watch"]
 
-_watched: weakref.WeakSet[Engine] = weakref.WeakSet()
+_watched: weakref.WeakSet[Dialect] = weakref.WeakSet()
 
 _WORD = re.compile(r"(?:\s|/\*.*?\*/|--[^\n]*\n|\()*([a-z]+)", re.IGNORECASE | re.DOTALL)
 _WRITES = re.compile(r"\b(insert|update|delete|merge|into|call|replace)\b|;\s*\S", re.IGNORECASE)
@@ -60,7 +66,6 @@ def _first_word(statement: str) -> str:
 
 def only_reads(statement: str) -> bool:
     """Whether `statement` plainly only reads; when in doubt, no. A function that it calls is taken at its word."""
-    # Optimization: SQLAlchemy sends the same few texts again and again. Long ones are not worth their memory.
     return _only_reads(statement) if len(statement) <= _CACHED_LENGTH else _only_reads.__wrapped__(statement)
 
 
@@ -85,45 +90,79 @@ def commits_by_itself(statement: str, dialect: str) -> bool:
 
 def watch(engine: Engine) -> None:
     """Note the commits of `engine` with the request that makes them. At the second call, nothing."""
-    if engine not in _watched:
-        _watched.add(engine)
-        event.listen(engine, "checkout", _on_checkout)
-        event.listen(engine, "engine_connect", _on_connection)
-        event.listen(engine, "before_cursor_execute", _on_statement)
-        event.listen(engine, "commit", _on_commit)
-        event.listen(engine, "rollback", _on_rollback)
-        event.listen(engine, "commit_twophase", _on_commit_twophase)
-        event.listen(engine, "prepare_twophase", _on_prepare_twophase)
+    dialect = engine.dialect
+    if dialect in _watched:
+        return
+    _watched.add(dialect)
+    event.listen(engine, "checkout", _on_checkout)
+    # First: a listener that sends the statement itself keeps it from those after it.
+    event.listen(engine, "do_execute", _on_statement, insert=True)
+    event.listen(engine, "do_executemany", _on_statement, insert=True)
+    event.listen(engine, "do_execute_no_params", _on_statement_alone, insert=True)
+    dialect.do_commit = _told(_on_commit, dialect.do_commit)  # type: ignore[method-assign]
+    dialect.do_rollback = _told(_on_rollback, dialect.do_rollback)  # type: ignore[method-assign]
+    for name in ("do_prepare_twophase", "do_commit_twophase"):  # after the first of them, others may commit it
+        setattr(dialect, name, _told(_on_twophase, getattr(dialect, name)))
 
 
-def _on_checkout(*ignored: Any) -> None:
+def _told(listener: Callable[[Any], None], method: Callable[..., Any]) -> Callable[..., Any]:
+    """`method` of a dialect, with `listener` told of the connection before."""
+
+    @functools.wraps(method)
+    def told(connection: Any, *args: Any, **keywords: Any) -> Any:
+        listener(connection)
+        return method(connection, *args, **keywords)
+
+    return told
+
+
+def _on_checkout(dbapi_connection: Any, entry: ConnectionPoolEntry, proxy: Any) -> None:
     request = current.get()
     if request is not None:
         request.note(unseen=1)
+        link = entry.info.get(KEY)
+        if link is not None:
+            link.unseen = True
 
 
-def _on_connection(connection: Connection) -> None:
-    request = current.get()
-    if request is not None:
-        request.note(unseen=-1)  # it was a Connection that took it
+def _on_statement_alone(cursor: Any, statement: str, context: ExecutionContext) -> None:
+    _on_statement(cursor, statement, None, context)
 
 
-def _on_statement(connection: Connection, cursor: Any, statement: str, parameters: Any, *ignored: Any) -> None:
+def _on_statement(cursor: Any, statement: str, parameters: Any, context: ExecutionContext) -> None:
+    # The hot path: each line is paid for every statement, see tests/benchmarks/cost.py.
     request = current.get()
     if request is None:
         return
+    connection = context.root_connection
+    try:
+        link = connection.connection.info.get(KEY)
+    except NotImplementedError:  # the dialect's own questions on the very first connection, which has no pool entry yet
+        return
     request.statements += 1
     request.committing = None
-    if request.heals and touches(statement):
-        state.note(connection, statement, parameters, request)
-    if only_reads(statement):
-        if not request.safe and _in_autocommit(connection) and _CALLS.search(statement):
-            request.note(commits=1)
+    # Optimization: SQLAlchemy sends the same few texts again and again. Long ones are not worth their memory.
+    reads, changes = _judged(statement) if len(statement) <= _CACHED_LENGTH else _judged.__wrapped__(statement)
+    if link is not None and link.unseen:
+        link.unseen = False
+        request.note(unseen=-1)  # it was a Connection that took it
+    if reads and not changes and request.safe:
         return
-    if commits_by_itself(statement, connection.dialect.name) or _in_autocommit(connection):
+    if changes and request.heals:
+        state.note(connection, statement, parameters, request)
+    if reads:
+        if not request.safe and _CALLS.search(statement) and _in_autocommit(connection):
+            request.note(commits=1)
+    elif commits_by_itself(statement, connection.dialect.name) or _in_autocommit(connection):
         request.note(commits=1)
     else:
         request.unfinished.add(connection)
+
+
+@lru_cache(maxsize=512)
+def _judged(statement: str) -> tuple[bool, bool]:
+    """Whether it only reads, and whether it may change what outlives the transaction."""
+    return _only_reads(statement), touches(statement)
 
 
 def _in_autocommit(connection: Connection) -> bool:
@@ -134,34 +173,44 @@ def _in_autocommit(connection: Connection) -> bool:
         return True  # the driver does not tell: then it must be taken for granted
 
 
-def may_have_written(connection: Connection, request: Request) -> bool:
-    """Whether what `request` is about to commit on `connection` may change anything."""
-    return not request.safe or connection in request.unfinished
+def _on_twophase(connection: Connection) -> None:
+    _on_commit(connection.connection)
 
 
-def _on_commit(connection: Connection) -> None:
+def _on_commit(proxied: PoolProxiedConnection) -> None:
     # It comes before the COMMIT is sent: from here on it counts, until the server itself says that it failed.
     request = current.get()
-    if request is not None and request.changes:
-        state.committed(connection)
-    if request is not None and may_have_written(connection, request):
-        request.unfinished.discard(connection)
+    if request is None:
+        return
+    if request.changes:
+        state.committed(proxied)
+    written = _written_on(proxied, request)
+    if written is not None:
+        request.unfinished.discard(written)
+    if written is not None or not request.safe:
         request.note(commits=1)
-        request.committing = weakref.ref(connection)
+        request.committing = weakref.ref(proxied)
 
 
-def _on_prepare_twophase(connection: Connection, *ignored: Any) -> None:
-    _on_commit(connection)  # from here on, others may commit it
+def _written_on(proxied: PoolProxiedConnection, request: Request) -> Connection | None:
+    """The Connection by which `request` has written on `proxied`, and has not committed that."""
+    for connection in request.unfinished:
+        if not connection.closed and not connection.invalidated and connection.connection is proxied:
+            return connection
+    return None
 
 
-def _on_commit_twophase(connection: Connection, *ignored: Any) -> None:
-    _on_commit(connection)
-
-
-def _on_rollback(connection: Connection) -> None:
+def _on_rollback(proxied: PoolProxiedConnection) -> None:
     request = current.get()
     if request is not None:
         request.committing = None
-        request.unfinished.discard(connection)
+        written = _written_on(proxied, request)
+        if written is not None:
+            request.unfinished.discard(written)
         if request.changes:
-            state.rolled_back(connection)
+            state.rolled_back(proxied)
+
+
+def may_have_written(proxied: PoolProxiedConnection, request: Request) -> bool:
+    """Whether what `request` is about to commit on `proxied` may change anything."""
+    return not request.safe or _written_on(proxied, request) is not None

@@ -62,8 +62,8 @@ class Attempt:
 
     def run(self, app: WSGIApplication, environ: WSGIEnvironment) -> Iterable[bytes] | Problem | Stored:
         """The response of `app`, or what is to be said instead. Raises what `app` raises."""
-        # A file is recorded like anything else: the server cannot send it by itself.
-        environ.pop(FILE_WRAPPER, None)
+        # A file is recorded like anything else: the server cannot send it by itself. It still looks for its wrapper.
+        wrapper = environ.pop(FILE_WRAPPER, None)
         body: Iterable[bytes] | None = None
         iterator: Iterator[bytes] | None = None
         first: bytes = END
@@ -89,6 +89,8 @@ class Attempt:
             return instead
         finally:
             active.reset(token)
+            if wrapper is not None:
+                environ[FILE_WRAPPER] = wrapper
         if iterator is not None:
             return Body(self, body, iterator, first)
         for chunk in body:

@@ -75,12 +75,12 @@ class Claim:
         """
         again = self._is_pending(connection)  # it was not sent the last time: a listener of somebody else's failed
         if not self.marked or (again and self._marking):
-            self._marking = self._may_have_written(connection)
-            if self._marking and not self._store.mark(connection, self.id, self.owner):
+            marked = self._store.mark(connection, self.id, self.owner) if self._may_have_written(connection) else None
+            if marked is False:
                 self.lost = True
                 connection.dialect.do_rollback(connection.connection)
                 raise ClaimLost(None, None, RuntimeError("the Idempotency-Key was given to another request"))
-            self.marked = self._marking
+            self.marked = self._marking = marked is True
         else:
             self._marking = False
         self._pending = weakref.ref(connection)
@@ -141,10 +141,10 @@ def watch(engine: Engine) -> None:
     if engine in _watched:
         return
     _watched.add(engine)
-    # Before the guard's own: a COMMIT that the mark prevents is none that was sent.
-    event.listen(engine, "commit", _on_commit, insert=True)
-    event.listen(engine, "commit_twophase", _on_commit_twophase, insert=True)
-    event.listen(engine, "prepare_twophase", _on_prepare, insert=True)
+    # The guard counts a COMMIT when it is sent, which is after all these: one that the mark prevents is none.
+    event.listen(engine, "commit", _on_commit)
+    event.listen(engine, "commit_twophase", _on_commit_twophase)
+    event.listen(engine, "prepare_twophase", _on_prepare)
     event.listen(engine, "rollback", _on_rollback)
     event.listen(engine, "begin", _on_begin)
     event.listen(engine, "handle_error", _on_error)

@@ -114,19 +114,18 @@ class Store:
         row = self._repeat(lambda: self._alone(lambda connection: connection.execute(rows).one_or_none()))
         return None if row is None else _tell(row, fingerprint)
 
-    def mark(self, connection: Connection, key: str, owner: str) -> bool:
+    def mark(self, connection: Connection, key: str, owner: str) -> bool | None:
         """Mark the row as applied in the transaction of `connection`. False: it is not the row of `owner` any more.
 
-        PostgreSQL tells whether the transaction has written anything; one that has not needs no mark.
+        None: PostgreSQL says that the transaction has written nothing, so there is nothing to mark.
         """
         mine = update(self._keys).where(self._keys.c.id == key, self._keys.c.owner == owner).values(applied=True)
         if not self._postgresql:
             return connection.execute(mine).rowcount == 1
         number = func.txid_current_if_assigned()
-        return (
-            connection.execute(mine.where(number.is_not(None))).rowcount == 1
-            or connection.scalar(select(number)) is None
-        )
+        if connection.execute(mine.where(number.is_not(None))).rowcount == 1:
+            return True
+        return None if connection.scalar(select(number)) is None else False
 
     def finish(self, key: str, owner: str, answer: Stored | None) -> None:
         """The request is over; with its `answer`, or without one that could be kept.

@@ -24,7 +24,7 @@ from sqlalchemy import (
     literal_column,
     select,
 )
-from sqlalchemy.dialects import mysql, registry
+from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 __all__ = ["TABLE", "clock", "create_table", "ddl", "make_table", "purge"]
@@ -61,8 +61,8 @@ def make_table(name: str) -> Table:
         Column("owner", String(32), nullable=False),  # the attempt that may commit
         Column("fingerprint", String(64), nullable=False),  # sha256 of the request
         Column("applied", Boolean, nullable=False, server_default=false()),
-        Column("created", Double(53), nullable=False),
-        Column("expires", Double(53), nullable=False),  # the lease; 0 when the request is over
+        Column("created", Double, nullable=False),
+        Column("expires", Double, nullable=False),  # the lease; 0 when the request is over
         Column("head", binary),  # status and headers, JSON
         Column("body", binary),
         Index(f"{plain}_created", "created"),
@@ -83,8 +83,9 @@ def ddl(dialect: str, table: str = TABLE) -> str:
         ValueError: for a database that is not supported.
     """
     clock(dialect)
-    made, form = make_table(table), registry.load(dialect)()
-    statements = [CreateTable(made), *(CreateIndex(index) for index in made.indexes)]
+    made = make_table(table)
+    form = postgresql.dialect() if dialect == "postgresql" else mysql.dialect()  # type: ignore[no-untyped-call]
+    statements: list[CreateTable | CreateIndex] = [CreateTable(made), *map(CreateIndex, made.indexes)]
     return "\n\n".join(f"{str(each.compile(dialect=form)).strip()};" for each in statements)
 
 

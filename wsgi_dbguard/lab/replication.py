@@ -108,8 +108,6 @@ class PostgreSQLPair(Pair):
         self.replica.query("select pg_wal_replay_resume()")
 
     def caught_up(self) -> None:
-        # A record of ours: what is not flushed does not travel, and on an idle primary nobody flushes it.
-        self.primary.query("select pg_logical_emit_message(false, 'dbguard', '')")
         ((position,),) = self.primary.query("select pg_current_wal_flush_lsn()::text")
         done = "select pg_last_wal_replay_lsn() >= %s::pg_lsn"
         wait_until(

@@ -17,14 +17,16 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Engine, event, exc
 from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from wsgi_dbguard import failures
+from wsgi_dbguard.errors import DatabaseUnavailable
 from wsgi_dbguard.failures import Failure
 from wsgi_dbguard.request import current
 
 from .config import RoutingConfig
 from .positions import Position, covers
-from .servers import NotReplicating, PoolExhausted, applied
+from .servers import NotReplicating, PoolExhausted, applied, applied_by
 
 __all__ = ["Replica", "Sample"]
 
@@ -46,6 +48,7 @@ class Replica:
         # As little as can be between the question and the answer: one round trip where the driver allows it.
         self._asking = engine.execution_options(isolation_level="AUTOCOMMIT")
         self.reset()
+        event.listen(engine, "connect", self._on_connect)
         event.listen(engine, "handle_error", self._on_error)
 
     def reset(self) -> None:
@@ -101,14 +104,16 @@ class Replica:
         except (exc.SQLAlchemyError, OSError, ValueError) as error:
             self._take_out(error)
             return False
-        # Critical section: marks must not go back because an answer was late.
+        seen = [at for at, position in samples if covers(mark, position)]
         with self._lock:
-            # Not joined: what it says now is true, what it said before it was restarted may be not.
-            self.mark = mark
-            seen = [at for at, position in samples if covers(mark, position)]
-            if seen:
-                self.covered = max(seen) if self.covered is None else max(self.covered, *seen)
+            if not self._goes_back(mark) and self.covered is not None:
+                seen.append(self.covered)
+            self.mark, self.covered = mark, max(seen, default=None)
         return True
+
+    def _goes_back(self, mark: Position) -> bool:
+        """Whether it has less than it was seen to have. Or an answer came late: then it is only asked once more."""
+        return self.mark is not None and not covers(mark, self.mark)
 
     def _take_out(self, reason: object) -> None:
         now = monotonic()
@@ -118,6 +123,30 @@ class Replica:
             self.mark = self.covered = None
         if news:
             logger.warning("%s is left alone for %g s: %s", self.name, self._config.out_for, reason)
+
+    def _on_connect(self, connection: Any, entry: ConnectionPoolEntry) -> None:
+        """After a crash a replica applies again what it has applied before, and lets clients in already.
+
+        What is known of it is then too much. All connections to it are new ones, so each new one is asked.
+        """
+        if self.mark is None:
+            return
+        try:
+            mark = applied_by(self.engine, connection)
+        except NotReplicating:
+            self._take_out("it replicates nothing; was it promoted?")
+        except Exception as error:  # whoever uses the connection will meet it too
+            self._take_out(error)
+        else:
+            with self._lock:
+                if not self._goes_back(mark):
+                    return
+                self.mark, self.covered = mark, None
+            logger.warning("%s has gone back to %s: it was restarted, or is several servers", self.name, mark)
+        request = current.get()
+        if request is not None and request.stand_in:  # it was chosen by what was known
+            request.database_failed(Failure.DISCONNECT, committing=False)
+            raise DatabaseUnavailable(None, None, ConnectionError(f"{self.name} is not what it was"))
 
     def _on_error(self, context: ExceptionContext) -> None:
         connecting = context.connection is None

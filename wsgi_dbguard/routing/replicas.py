@@ -15,10 +15,11 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 from sqlalchemy import Connection, Engine, event, exc
 from sqlalchemy.engine import Dialect
 
-from wsgi_dbguard import fork, registry, request, transactions
+from wsgi_dbguard import fork, registry, request
 from wsgi_dbguard.errors import DatabaseUnavailable, SettingError
 from wsgi_dbguard.failures import Failure
 from wsgi_dbguard.request import Request, current
+from wsgi_dbguard.transactions import only_reads
 
 from .config import RoutingConfig
 from .positions import Position
@@ -29,6 +30,7 @@ from .tokens import Tokens
 
 __all__ = ["Replicas", "group_of"]
 
+_SOON = 0.1  # seconds until the next look while there is a replica that answers and is not within max_lag
 _groups: WeakKeyDictionary[Dialect, ref[Replicas]] = WeakKeyDictionary()  # by that of the primary and its copies
 _all: WeakSet[Replicas] = WeakSet()
 
@@ -81,10 +83,11 @@ class Replicas:
         self.replicas = [Replica(each, self.config, f"replica {n} ({each.url!r})") for n, each in enumerate(replicas)]
         self._variable = "HTTP_" + self.config.header.upper().replace("-", "_")
         self.reset()
-        transactions.watch(primary)
         event.listen(primary, "checkout", self._on_checkout)
         event.listen(primary, "engine_connect", self._on_connection)
         event.listen(primary, "before_cursor_execute", self._on_statement)
+        for name in ("commit", "rollback", "commit_twophase", "rollback_twophase"):
+            event.listen(primary, name, self._on_end)
         registry.standbys.update(each.dialect for each in replicas)
         _groups[primary.dialect] = ref(self)
         _all.add(self)
@@ -143,8 +146,8 @@ class Replicas:
     def choose(self, request: Request, bind: Engine) -> Engine:
         """Where a statement of `request` goes that gives no sign of a write: `bind`, or a replica like it."""
         route = self.route(request)
-        if route is None or route.primary:
-            return bind
+        if route is None or route.primary or bind.get_execution_options().get("isolation_level") == "SERIALIZABLE":
+            return bind  # PostgreSQL's standbys refuse that level, and nobody asks for it without a reason
         if not route.decided:
             route.replica = self._decide(request, route)
             # Two threads of one request may both come here: the last one's choice is as good.
@@ -240,7 +243,9 @@ class Replicas:
             for each in self.replicas:
                 if not each.is_out(now):
                     each.ask(samples)
-            self._next_check = monotonic() + self.config.check_every
+            done = monotonic()
+            soon = any(not each.usable(done) and not each.is_out(done) for each in self.replicas)
+            self._next_check = done + (min(_SOON, self.config.check_every) if soon else self.config.check_every)
         finally:
             self._checking.release()
 
@@ -262,7 +267,10 @@ class Replicas:
 
     def _on_statement(self, connection: Connection, cursor: Any, statement: str, *ignored: Any) -> None:
         request = current.get()
-        if request is None or (request.safe and transactions.only_reads(statement)):
+        if request is None:
+            return
+        reads = only_reads(statement)
+        if request.safe and reads:
             return
         # In a request that is not safe a function that a SELECT calls may write.
         self.write(request, "wrote" if request.safe else "unsafe")
@@ -271,7 +279,17 @@ class Replicas:
             route = self.route(each)
             if route is not None:
                 route.wrote = True
+                if not reads:
+                    route.unfinished.add(connection)
             each = each.outer
+
+    def _on_end(self, connection: Connection, *ignored: Any) -> None:
+        request = current.get()
+        while request is not None:
+            route = self.route(request)
+            if route is not None:
+                route.unfinished.discard(connection)
+            request = request.outer
 
 
 def _arrive(request: Request, environ: dict[str, Any]) -> None:

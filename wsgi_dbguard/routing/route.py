@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
-from sqlalchemy import exc
+from sqlalchemy import Connection, exc
 
 from wsgi_dbguard.request import Request
 
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 class Route:
     """What is known of one attempt. `texts` are the tokens that came with it."""
 
-    __slots__ = ("decided", "group", "https", "primary", "replica", "texts", "unseen", "wrote")
+    __slots__ = ("decided", "group", "https", "primary", "replica", "texts", "unfinished", "unseen", "wrote")
 
     def __init__(self, group: Replicas, texts: list[str], *, https: bool) -> None:
         self.group = group
@@ -35,15 +36,18 @@ class Route:
         self.replica: Replica | None = None  # where it reads; None: at the primary
         self.primary = False  # from now on nothing but the primary
         self.wrote = False  # or may have
+        self.unfinished: WeakSet[Connection] = WeakSet()  # of the primary, with writes that are not committed
         self.unseen = 0  # connections of the primary taken past SQLAlchemy's Connection: statements not to be seen
 
-    def depart(self, request: Request, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    def depart(
+        self, request: Request, headers: list[tuple[str, str]], *, failed: bool = False
+    ) -> list[tuple[str, str]]:
         """The headers, about to leave, with the new position if the request may have written."""
-        # One that has ended is answered by the guard: nobody asks a database that has just failed.
-        if not (request.in_doubt or (request.commits if request.ended else self.wrote or self.unseen > 0)):
+        # Nobody asks a database that has just failed.
+        if not (request.in_doubt or (request.commits if failed else self.wrote or self.unseen > 0)):
             return headers
         config = self.group.config
-        text = self.group.tokens.dump(self._token(request).join(self.group.tokens.load(self.texts)))
+        text = self.group.tokens.dump(self._token(request, failed).join(self.group.tokens.load(self.texts)))
         if text is None:  # too long for a cookie
             text = self.group.tokens.dump(self._pin())
         assert text is not None
@@ -51,8 +55,8 @@ class Route:
         cookie = f"{config.cookie}={text}; Max-Age={int(config.lifetime)}; Path=/; HttpOnly; SameSite=Lax"
         return [*headers, ("Set-Cookie", f"{cookie}; Secure" if secure else cookie), (config.header, text)]
 
-    def _token(self, request: Request) -> Token:
-        if request.in_doubt or request.ended is not None or self._goes_on(request):
+    def _token(self, request: Request, failed: bool) -> Token:
+        if request.in_doubt or failed or self._goes_on():
             return self._pin()
         try:
             return Token(written(self.group.asking, self.group.config.probe_timeout))
@@ -62,13 +66,9 @@ class Route:
             logger.warning("%r: the primary's position could not be read, a pin instead: %s", request, error)
         return self._pin()
 
-    def _goes_on(self, request: Request) -> bool:
+    def _goes_on(self) -> bool:
         """Whether it has written what it has not committed yet: the position of that commit is not known."""
-        return any(
-            not each.closed and not each.invalidated and each.dialect is self.group.primary.dialect
-            and each.in_transaction()
-            for each in list(request.unfinished)
-        )  # fmt: skip
+        return any(not each.closed and not each.invalidated and each.in_transaction() for each in list(self.unfinished))
 
     def _pin(self) -> Token:
         self.group.count("pins")

@@ -28,7 +28,7 @@ OPTION = "dbguard_primary"
 _by_hand: ContextVar[bool] = ContextVar("wsgi_dbguard.routing.primary", default=False)
 # They write, or lock what a replica's lock does not protect.
 _FUNCTIONS = (
-    r"nextval|setval|set_config|pg_notify|pg_(?:try_)?advisory\w+|txid_current|pg_current_xact_id|lo_\w+|dblink\w*"
+    r"nextval|next_value|setval|set_config|pg_notify|pg_(?:try_)?advisory\w+|txid_current|pg_current_xact_id|lo_\w+|dblink\w*"
     r"|get_lock|release_lock|release_all_locks"
 )
 _FUNCTION = re.compile(_FUNCTIONS, re.IGNORECASE)
@@ -111,7 +111,7 @@ def _is_sign(element: Any) -> bool:
         return _FUNCTION.fullmatch(getattr(element, "name", "")) is not None
     if isinstance(element, TextClause):  # a part of a statement
         return _LOCKS.search(element.text) is not None
-    return getattr(element, "__visit_name__", "") == "next_value_func"
+    return False
 
 
 @event.listens_for(RoutingSession, "do_orm_execute", propagate=True)

@@ -1,0 +1,67 @@
+"""What is different with MariaDB: positions of another kind, and error 1290."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import sessionmaker
+from werkzeug.test import Client
+
+from wsgi_dbguard import DBGuard
+from wsgi_dbguard.lab.process import wait_until
+from wsgi_dbguard.lab.provision import ServerMissing
+from wsgi_dbguard.lab.replication import MariaDBPair
+from wsgi_dbguard.routing import Replicas, RoutingSession
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[MariaDBPair]:
+    try:
+        pair = MariaDBPair(log_bin_trust_function_creators="ON")
+    except ServerMissing as missing:
+        pytest.skip(str(missing))
+    with pair:
+        pair.primary.query("create table visits (n int)")
+        pair.primary.query(
+            "create function visit() returns int modifies sql data begin insert into visits values (1); return 1; end"
+        )
+        pair.primary.query("grant execute on dbguard.* to dbguard@'%', dbguard@localhost")
+        yield pair
+
+
+@pytest.mark.parametrize("driver", ["pymysql", "mysqlclient"])
+@pytest.mark.parametrize("name", ["mysql", "mariadb"])
+def test_a_write_that_reached_the_replica_runs_again_on_the_primary(pair: MariaDBPair, driver: str, name: str) -> None:
+    urls = [each.url(driver).replace("mysql+", f"{name}+") for each in (pair.primary, pair.replica)]
+    primary, replica = (create_engine(url) for url in urls)
+    replicas = Replicas(primary, [replica], secret="secret")
+    new_session = sessionmaker(primary, class_=RoutingSession)
+    before = pair.primary.query("select count(*) from visits")[0][0]
+    places: list[Any] = []
+
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        with new_session() as session:
+            places.append(session.scalar(text("SELECT @@server_id")))
+            if environ["PATH_INFO"] == "/visit":
+                session.scalar(text("SELECT visit()"))
+                session.commit()
+        start_response("200 OK", [])
+        return [b""]
+
+    client = Client(DBGuard(application, primary, replica))
+    wait_until(lambda: client.get("/").status_code == 200 and places[-1] == 2, timeout=60.0, what="the replica")
+    del places[:]
+    answer = client.get("/visit")
+    assert (answer.status_code, places) == (200, [2, 1])
+    assert pair.primary.query("select count(*) from visits")[0][0] == before + 1
+    assert replicas.stats()["primary"]["again"] == 1
+    primary.dispose()
+    replica.dispose()
