@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Set
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet, ref
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SAFE_METHODS", "Extra", "Owner", "Request", "arrivals", "current"]
 
+_NOTHING: Set[Any] = frozenset()  # most requests never write, and a WeakSet takes a while to make
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})  # RFC 9110, 9.2.1; TRACE is no application's
 
 
@@ -124,11 +125,11 @@ class Request:
         self.unseen = 0  # connections taken past SQLAlchemy's Connection, of any pool: statements not to be seen
         self.statements = 0
         self.commits = 0  # of transactions that may have written: finished, or in doubt
-        self.unfinished: WeakSet[Connection] = WeakSet()  # with writes that are not committed
+        self.unfinished: Set[Connection] = _NOTHING  # with writes that are not committed
         self.committing: ref[PoolProxiedConnection] | None = None  # the last one that was told to commit
         self.lent: Container[Session] = ()  # sessions that other threads used
         self.in_doubt = False  # a connection was lost during its commit
-        self.sessions: WeakSet[Session] = WeakSet()  # ORM sessions that were used
+        self.sessions: list[ref[Session]] = []  # ORM sessions that were used
         self.database_failure: Failure | None = None  # the last one
         self.told = False  # the framework told of an exception that it makes a response of, see `frameworks`
         self.blamed: Failure | None = None  # then: what the database did to cause that
@@ -190,6 +191,17 @@ class Request:
         self.expired = True
         self.database_failure = Failure.DEADLINE
 
+    def write(self, connection: Connection) -> None:
+        """It writes on `connection`, in a transaction."""
+        if not isinstance(self.unfinished, WeakSet):
+            self.unfinished = WeakSet()
+        self.unfinished.add(connection)
+
+    def written(self, connection: Connection) -> None:
+        """Its transaction has ended."""
+        if isinstance(self.unfinished, WeakSet):
+            self.unfinished.discard(connection)
+
     def lend(self, session: Session) -> None:
         """A thread of the application's own uses `session`."""
         if not isinstance(self.lent, WeakSet):
@@ -207,7 +219,7 @@ class Request:
             self.ended = time.monotonic()
             self.owner.ended = True
             self.committing = None
-            self.unfinished.clear()
+            self.unfinished = _NOTHING
 
     def __repr__(self) -> str:
         state = "running" if self.ended is None else "ended"

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 _lock = threading.Lock()
 # Weakly on both sides: a test client may drop a response without closing it.
-_users: weakref.WeakKeyDictionary[Session, weakref.WeakSet[Request]] = weakref.WeakKeyDictionary()
+_users: weakref.WeakKeyDictionary[Session, list[weakref.ref[Request]]] = weakref.WeakKeyDictionary()
 _told: weakref.WeakSet[Session] = weakref.WeakSet()
 _watching = False
 
@@ -64,22 +64,30 @@ def _on_use(session: Session, *ignored: Any) -> None:
     if threading.get_ident() != request.thread:
         request.lend(session)
         return
-    if session in request.sessions:
+    seen = weakref.ref(session)
+    if seen in request.sessions:
         return
     told = None
     with _lock:
         if request.ended is not None:  # a thread of the application's goes on
             return
-        request.sessions.add(session)
-        users = _users.setdefault(session, weakref.WeakSet())
-        users.add(request)
-        if session not in _told and not all(_related(request, each) for each in users):
+        request.sessions.append(seen)
+        users = _running(session)
+        users.append(request)
+        _users[session] = [weakref.ref(each) for each in users]
+        if len(users) > 1 and session not in _told and not all(_related(request, each) for each in users):
             _told.add(session)
             paths = " and ".join(sorted(f"{each.method} {each.path}" for each in users))
             told = f"one Session is used by requests that run at the same time: {paths}; it is not safe to share"
     if told is not None:
         logger.warning(told)
         warnings.warn(told, SharedSessionWarning, stacklevel=3)
+
+
+def _running(session: Session) -> list[Request]:
+    """The requests that use `session` and have not ended."""
+    users = [each() for each in _users.get(session, ())]
+    return [each for each in users if each is not None]
 
 
 def _related(one: Request, other: Request) -> bool:
@@ -98,9 +106,12 @@ def release(request: Request, leaks: str) -> str:
     """
     left = 0
     places: list[str] = []
-    for session in list(request.sessions):
+    for seen in request.sessions:
+        session = seen()
+        if session is None:
+            continue
         with _lock:
-            alone = all(each is request for each in _users.get(session, ()))
+            alone = all(each is request for each in _running(session))
         if alone and leaks != "off" and session not in request.lent and session.in_transaction():
             left += 1
             if request.trace is not None:
@@ -108,9 +119,7 @@ def release(request: Request, leaks: str) -> str:
             if leaks != "warn":
                 _roll_back(session)
         with _lock:  # only now: whoever takes it in the meantime is told
-            users = _users.get(session)
-            if users is not None:
-                users.discard(request)
+            _users[session] = [weakref.ref(each) for each in _running(session) if each is not request]
     request.sessions.clear()
     if not left:
         return ""

@@ -156,7 +156,7 @@ def _on_statement(cursor: Any, statement: str, parameters: Any, context: Executi
     elif commits_by_itself(statement, connection.dialect.name) or _in_autocommit(connection):
         request.note(commits=1)
     else:
-        request.unfinished.add(connection)
+        request.write(connection)
 
 
 @lru_cache(maxsize=512)
@@ -186,7 +186,7 @@ def _on_commit(proxied: PoolProxiedConnection) -> None:
         state.committed(proxied)
     written = _written_on(proxied, request)
     if written is not None:
-        request.unfinished.discard(written)
+        request.written(written)
     if written is not None or not request.safe:
         request.note(commits=1)
         request.committing = weakref.ref(proxied)
@@ -194,7 +194,7 @@ def _on_commit(proxied: PoolProxiedConnection) -> None:
 
 def _written_on(proxied: PoolProxiedConnection, request: Request) -> Connection | None:
     """The Connection by which `request` has written on `proxied`, and has not committed that."""
-    for connection in request.unfinished:
+    for connection in request.unfinished or ():  # an empty WeakSet is dear to walk
         if not connection.closed and not connection.invalidated and connection.connection is proxied:
             return connection
     return None
@@ -206,7 +206,7 @@ def _on_rollback(proxied: PoolProxiedConnection) -> None:
         request.committing = None
         written = _written_on(proxied, request)
         if written is not None:
-            request.unfinished.discard(written)
+            request.written(written)
         if request.changes:
             state.rolled_back(proxied)
 

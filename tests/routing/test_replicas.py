@@ -12,6 +12,7 @@ from sqlalchemy import text
 
 from wsgi_dbguard import DatabaseUnavailable, SettingError
 from wsgi_dbguard.lab.process import wait_until
+from wsgi_dbguard.request import current
 from wsgi_dbguard.routing import Replicas
 from wsgi_dbguard.routing.tokens import Tokens
 
@@ -134,6 +135,18 @@ def test_a_position_that_cannot_be_read_gives_a_pin(site: Site, monkeypatch: pyt
     assert pinned(site.ask(site.add, "POST"))
 
 
+def test_a_commit_in_doubt_gives_a_pin(site: Site) -> None:
+    def view() -> str:
+        request = current.get()
+        assert request is not None
+        request.in_doubt = True
+        raise RuntimeError
+
+    answer = site.ask(view, "POST")
+    assert answer.status == "503 Service Unavailable"
+    assert pinned(answer)
+
+
 def test_a_write_that_reached_the_replica_runs_again_on_the_primary(site: Site) -> None:
     site.pair.primary.query(
         "CREATE OR REPLACE FUNCTION visit() RETURNS int LANGUAGE sql AS"
@@ -151,6 +164,7 @@ def test_a_write_that_reached_the_replica_runs_again_on_the_primary(site: Site) 
 
     answer = site.ask(view)
     assert (answer.status, answer.body, places) == ("200 OK", "done", ["replica", "primary"])
+    assert "DB-Position" in answer.headers
     assert site.pair.primary.query("SELECT name FROM items") == [("visit",)]
     # The replica is a standby, not a primary that was demoted: its connections stay.
     assert site.ask(site.where).body == "replica"

@@ -6,20 +6,19 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, ref
 
-from sqlalchemy import Connection, Engine, event, exc
+from sqlalchemy import Engine, exc
 from sqlalchemy.engine import Dialect
 
 from wsgi_dbguard import fork, registry, request
 from wsgi_dbguard.errors import DatabaseUnavailable, SettingError
 from wsgi_dbguard.failures import Failure
 from wsgi_dbguard.request import Request, current
-from wsgi_dbguard.transactions import only_reads
 
 from .config import RoutingConfig
 from .positions import Position
@@ -27,6 +26,7 @@ from .replica import Replica, Sample
 from .route import Route
 from .servers import NotReplicating, PoolExhausted, kind_of, written
 from .tokens import Tokens
+from .watcher import Watcher
 
 __all__ = ["Replicas", "group_of"]
 
@@ -83,11 +83,7 @@ class Replicas:
         self.replicas = [Replica(each, self.config, f"replica {n} ({each.url!r})") for n, each in enumerate(replicas)]
         self._variable = "HTTP_" + self.config.header.upper().replace("-", "_")
         self.reset()
-        event.listen(primary, "checkout", self._on_checkout)
-        event.listen(primary, "engine_connect", self._on_connection)
-        event.listen(primary, "before_cursor_execute", self._on_statement)
-        for name in ("commit", "rollback", "commit_twophase", "rollback_twophase"):
-            event.listen(primary, name, self._on_end)
+        self._watcher = Watcher(self)
         registry.standbys.update(each.dialect for each in replicas)
         _groups[primary.dialect] = ref(self)
         _all.add(self)
@@ -108,10 +104,10 @@ class Replicas:
     def stats(self) -> dict[str, Any]:
         """Counts of requests since this process began, and what is known of each replica.
 
-        ``primary`` says why requests had the primary: ``unsafe`` (their method), ``wrote`` (a sign of a write),
-        ``asked`` (by hand), ``pinned``, ``behind`` (no replica had the client's position), ``lagging`` (none was
-        within max_lag), ``again`` (a second attempt). ``pins`` counts tokens without a position; ``waited`` requests
-        for which a replica had to catch up first.
+        ``primary`` says why requests had the primary: ``unsafe`` (their method), ``wrote`` (a sign of a write, perhaps
+        after some reading from a replica), ``pinned``, ``behind`` (no replica had the client's position), ``lagging``
+        (none was within max_lag), ``again`` (a second attempt). ``pins`` counts tokens without a position; ``waited``
+        requests for which a replica had to catch up first.
         """
         with self._lock:
             counts = dict(self._counts)
@@ -156,20 +152,30 @@ class Replicas:
             return bind
         return route.replica.engine_like(bind, self.primary)
 
+    def routes(self, request: Request | None) -> Iterator[Route]:
+        """That of `request`, and of those whose application made it."""
+        while request is not None:
+            route = self.route(request)
+            if route is not None:
+                yield route
+            request = request.outer
+
     def write(self, request: Request, reason: str) -> None:
         """From here on `request`, and those around it, have the primary."""
-        each: Request | None = request
-        while each is not None:
-            route = self.route(each)
-            if route is not None and not route.primary:
-                route.primary = True
-                if each is request:
-                    self.count(reason)
-            each = each.outer
+        first = True
+        for route in self.routes(request):
+            if first and not route.primary:
+                self.count(reason)
+            route.primary, first = True, False
 
     def _decide(self, request: Request, route: Route) -> Replica | None:
-        if not request.safe or request.attempt > 1:
-            self.write(request, "again" if request.safe else "unsafe")
+        if not request.safe:
+            self.write(request, "unsafe")
+            return None
+        if request.attempt > 1:
+            self.write(request, "again")
+            for each in self.routes(request):
+                each.wrote = True  # the replica may have refused what a SELECT's function was to write
             return None
         token = self.tokens.load(route.texts)
         if token.pinned > time.time():
@@ -248,48 +254,6 @@ class Replicas:
             self._next_check = done + (min(_SOON, self.config.check_every) if soon else self.config.check_every)
         finally:
             self._checking.release()
-
-    # What the primary sees
-
-    def _on_checkout(self, *ignored: Any) -> None:
-        self._note_unseen(1)
-
-    def _on_connection(self, connection: Connection) -> None:
-        self._note_unseen(-1)  # it was a Connection that took it
-
-    def _note_unseen(self, number: int) -> None:
-        request = current.get()
-        while request is not None:
-            route = self.route(request)
-            if route is not None:
-                route.unseen += number
-            request = request.outer
-
-    def _on_statement(self, connection: Connection, cursor: Any, statement: str, *ignored: Any) -> None:
-        request = current.get()
-        if request is None:
-            return
-        reads = only_reads(statement)
-        if request.safe and reads:
-            return
-        # In a request that is not safe a function that a SELECT calls may write.
-        self.write(request, "wrote" if request.safe else "unsafe")
-        each: Request | None = request
-        while each is not None:
-            route = self.route(each)
-            if route is not None:
-                route.wrote = True
-                if not reads:
-                    route.unfinished.add(connection)
-            each = each.outer
-
-    def _on_end(self, connection: Connection, *ignored: Any) -> None:
-        request = current.get()
-        while request is not None:
-            route = self.route(request)
-            if route is not None:
-                route.unfinished.discard(connection)
-            request = request.outer
 
 
 def _arrive(request: Request, environ: dict[str, Any]) -> None:
