@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
+from wsgiref.util import FileWrapper
+from wsgiref.validate import validator
 
 import pytest
 from sqlalchemy import Engine, create_engine, text
@@ -16,6 +18,7 @@ from werkzeug.test import Client, TestResponse
 
 from wsgi_dbguard import DBGuard
 from wsgi_dbguard.idempotency import ClaimLost, Idempotent, create_table, ddl, purge
+from wsgi_dbguard.lab.drivers import DRIVERS
 from wsgi_dbguard.lab.mariadb import MariaDB, ServerMissing
 from wsgi_dbguard.lab.postgres import PostgreSQL
 
@@ -89,7 +92,10 @@ def site(app: WSGIApplication, engine: Engine, **options: Any) -> DBGuard:
 
 def post(app: WSGIApplication, key: str | None = "k1", data: str = "apple", **options: Any) -> TestResponse:
     headers = [("Idempotency-Key", key)] if key is not None else []
-    return Client(app).open("/orders", method="POST", data=data, headers=headers, **options)
+    response = Client(app).open("/orders", method="POST", data=data, headers=headers, **options)
+    response.get_data()
+    response.close()
+    return response
 
 
 def kind(response: TestResponse) -> tuple[int, str]:
@@ -452,6 +458,77 @@ def test_a_second_run_by_the_guard_is_the_same_owners(
     assert orders(database) == ["apple"]
 
 
+def test_every_rule_of_wsgi_is_kept(shop: Shop, engine: Engine) -> None:
+    app = validator(Idempotent(validator(shop), engine, principal=None, required=True))
+    assert [post(app).text, post(app).text] == ["apple 1", "apple 1"]
+    assert kind(post(app, None)) == (400, "idempotency-key-missing")
+
+
+def test_a_file_is_kept_like_any_answer_and_the_server_finds_its_wrapper(engine: Engine) -> None:
+    seen: list[WSGIEnvironment] = []
+
+    def file(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        seen.append(environ)
+        assert "wsgi.file_wrapper" not in environ
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return FileWrapper(io.BytesIO(b"content"))
+
+    app = site(file, engine)
+    wrapper = {"wsgi.file_wrapper": FileWrapper}
+    assert [post(app, environ_overrides=wrapper).text for _ in range(2)] == ["content"] * 2
+    assert "wsgi.file_wrapper" in seen[0]
+    assert len(seen) == 1
+
+
+def page(app: WSGIApplication) -> WSGIApplication:
+    """As frameworks do: a response of any exception."""
+
+    def pages(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        try:
+            return app(environ, start_response)
+        except Exception:
+            start_response("500 Internal Server Error", [("Content-Type", "text/plain")])
+            return [b"sorry"]
+
+    return pages
+
+
+@pytest.mark.parametrize("framework", [False, True])
+@pytest.mark.parametrize("outside", [False, True])
+def test_a_database_that_goes_after_the_commit_leaves_it_applied(
+    shop: Shop, engine: Engine, database: Database, outside: bool, framework: bool
+) -> None:
+    def cut(session: Session) -> None:
+        session.execute(text("select 1"))
+        database.terminate(*database.backends())
+        session.execute(text("select 1"))
+
+    shop.after = cut
+    app = page(shop) if framework else shop
+    guard: Any = site(app, engine) if not outside else Idempotent(DBGuard(app, engine), engine, principal=None)
+    assert kind(post(guard)) == (409, "idempotency-applied")
+    assert kind(post(guard)) == (409, "idempotency-applied")
+    assert (shop.runs, orders(database)) == (1, ["apple"])
+
+
+@pytest.mark.parametrize("framework", [False, True])
+def test_one_that_goes_after_a_transaction_that_only_read_is_no_doubt(
+    engine: Engine, database: Database, framework: bool
+) -> None:
+    def reads(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        with Session(engine) as session:
+            session.execute(text("select item from orders"))
+            session.commit()
+            session.execute(text("select 1"))
+            database.terminate(*database.backends())
+            session.execute(text("insert into orders values ('x')"))
+        raise AssertionError("not reached")
+
+    app = site(page(reads) if framework else reads, engine)
+    assert kind(post(app)) == (503, "unavailable")
+    assert rows(database) == 0
+
+
 def test_old_keys_are_purged_in_batches_but_not_those_in_use(shop: Shop, engine: Engine, database: Database) -> None:
     app = site(shop, engine)
     for number in range(7):
@@ -468,6 +545,34 @@ def test_old_keys_are_purged_in_batches_but_not_those_in_use(shop: Shop, engine:
     assert rows(database) == 1  # that one
     with pytest.raises(ValueError, match="older_than"):
         purge(engine, older_than=-1)
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "pg8000", "mysqlclient", "mariadb"])
+def test_the_other_drivers(request: pytest.FixtureRequest, make_engine: Any, driver: str) -> None:
+    """What each of them counts as updated rows, and how its transactions begin and end."""
+    known = next(each for each in DRIVERS if each.name == driver)
+    if missing := known.missing():
+        pytest.skip(missing)
+    server: Database = request.getfixturevalue("postgres" if known.database == "postgresql" else "mariadb")
+    engine = make_engine(server.url(driver))
+    create_table(engine)
+    server.query("create table orders (item varchar(40))")
+    shop = Shop(engine)
+    try:
+        app = site(shop, engine)
+        assert [post(app).text, post(app).text] == ["apple 1", "apple 1"]
+        shop.before = lambda session: server.query(f"update {KEYS} set owner = 'another'")
+        post(app, "lost")
+        assert len(orders(server)) == 1
+        shop.before = lambda session: session.rollback()
+        assert post(app, "free").text == "apple 3"
+        with engine.connect() as connection:  # and its mode is what it was
+            connection.execute(text("insert into orders values ('x')"))
+            connection.rollback()
+        assert len(orders(server)) == 1
+    finally:
+        server.query(f"drop table {KEYS}")
+        server.query("drop table orders")
 
 
 def test_a_missing_table_is_the_applications_to_see(engine: Engine, shop: Shop) -> None:

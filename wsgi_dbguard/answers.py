@@ -47,7 +47,7 @@ UNAVAILABLE = Problem(
     "urn:wsgi-dbguard:unavailable",
     503,
     "Database unavailable",
-    "The database could not be reached. As far as is known nothing was saved; try again.",
+    "The database could not be reached, or did not answer in time. As far as is known nothing was saved; try again.",
     retry=True,
 )
 OUTCOME_UNKNOWN = Problem(

@@ -55,7 +55,7 @@ class Site:
         self.pair = pair
         self.primary = create_engine(pair.primary.url(), **pool)
         self.replica = create_engine(pair.replica.url())
-        self.replicas = Replicas(self.primary, [self.replica], secret="secret", **settings)
+        self.replicas = Replicas(self.primary, [self.replica, *settings.pop("more", [])], secret="secret", **settings)
         self.session = sessionmaker(self.primary, class_=RoutingSession)
         self.application = DBGuard(self._application, self.primary, self.replica, **guard)
 

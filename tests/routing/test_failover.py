@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
+from sqlalchemy import create_engine
 
 from wsgi_dbguard.lab.process import wait_until
 from wsgi_dbguard.lab.provision import ServerMissing
-from wsgi_dbguard.lab.replication import PostgreSQLPair
+from wsgi_dbguard.lab.replication import PostgreSQLPair, Standby
 from wsgi_dbguard.routing.positions import Lsn
 
 from .conftest import Site
@@ -90,4 +91,31 @@ def test_a_replica_that_has_gone_back_is_asked_anew(own_site: Site) -> None:
     assert (answer.status, places) == ("200 OK", ["primary"])
     assert own_site.replicas.stats()["primary"]["again"] == 1
     own_site.replicas._next_check = 0.0
+    own_site.ready()
+
+
+def test_of_two_replicas_the_one_that_has_caught_up_serves(
+    own_pair: PostgreSQLPair, make_site: Callable[..., Site]
+) -> None:
+    with Standby(own_pair.primary) as second:
+        engine = create_engine(second.url())
+        site = make_site(own_pair, guard={"leaks": "off"}, more=[engine], wait=5.0).ready()
+        wait_until(lambda: site.ask(site.where).body and all_usable(site), timeout=60.0, what="both replicas")
+        own_pair.pause_replay()
+        cookie = ""
+        for number in range(20):
+            cookie = site.ask(partial(site.add, f"{number}"), "POST", HTTP_COOKIE=cookie).cookie
+            assert str(number) in site.ask(site.names, HTTP_COOKIE=cookie).body.split()
+        assert "behind" not in site.replicas.stats()["primary"]
+        engine.dispose()
+
+
+def all_usable(site: Site) -> bool:
+    return all(each["usable"] for each in site.replicas.stats()["replicas"].values())
+
+
+def test_a_forked_process_begins_anew(own_site: Site) -> None:
+    own_site.replicas.reset()
+    (replica,) = own_site.replicas.stats()["replicas"].values()
+    assert replica == {"requests": 0, "probes": 0, "usable": False, "lag": None}
     own_site.ready()

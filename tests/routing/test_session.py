@@ -94,6 +94,25 @@ def test_a_write_past_the_sessions_is_a_sign_as_well(site: Site) -> None:
     assert "DB-Position" in answer.headers
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_request_within_one_that_wrote_reads_that(site: Site, method: str) -> None:
+    site.pair.pause_replay()
+
+    def view() -> str:
+        before = site.ask(site.where).body
+        site.add()
+        return f"{before} {site.ask(site.names).body}"
+
+    assert site.ask(view, method).body == "replica anvil"
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_request_has_the_position_of_one_within_it(site: Site, method: str) -> None:
+    answer = site.ask(lambda: site.ask(site.add, "POST").body + site.where(), method)
+    assert answer.body == "anvilprimary"
+    assert "DB-Position" in answer.headers
+
+
 def test_by_hand(site: Site) -> None:
     def view() -> str:
         option = {"dbguard_primary": True}

@@ -29,8 +29,9 @@ statement, not by ``postgresql_readonly``, cannot be committed in a keyed reques
 stopped between the mark and its COMMIT keeps the row locked, until the server or the network ends its connection
 (PostgreSQL: ``idle_in_transaction_session_timeout``); until then others get their 409.
 
-`Idempotent` belongs inside of `DBGuard`, which then may run a request again that has failed: as the same owner. The
-other way round works too, but then nobody holds the claim itself back while the database is away (`hold`).
+`Idempotent` belongs inside of `DBGuard`, which then may run a request again: as the same owner, and with
+what the row says about a COMMIT in doubt. The other way round nothing is done twice either, but a request that had
+committed a transaction that only read, before the database was lost, is told "outcome unknown" by the guard.
 """
 
 from .claims import ClaimLost

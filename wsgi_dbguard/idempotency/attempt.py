@@ -123,17 +123,20 @@ class Attempt:
                 self._write = self._start(self._status, self._headers)
 
     @property
+    def _code(self) -> int:
+        return int(self._status[:3]) if self._status is not None and self._status[:3].isdecimal() else 500
+
+    @property
     def _failing(self) -> bool:
         """Whether the answer is none to keep where nothing was applied."""
-        code = int(self._status[:3]) if self._status is not None and self._status[:3].isdecimal() else 500
-        return code >= 500 or code in _LATER
+        return self._code >= 500 or self._code in _LATER
 
     # What becomes of the claim
 
     def _instead(self, error: Exception | None) -> Problem | Stored | None:
         """What to answer instead of the application's response, or of `error`; None: nothing else."""
         claim = self.claim
-        if self._sent or not (claim.lost or claim.in_doubt or (error is not None or self._is_failure)):
+        if self._sent or not (claim.lost or claim.in_doubt or error is not None or self._code >= 500):
             return None
         try:
             if claim.lost:
@@ -143,23 +146,20 @@ class Attempt:
                     return None
                 self._finish(None)
                 return APPLIED
-            if not claim.in_doubt and error is None:
+            if not claim.in_doubt and error is None and not self._is_databases(None):
                 return None  # the response goes on, and may still commit
             released = self._release()
-        except Unreachable:
-            self._over = True  # the lease will end
+        except Unreachable as lost:
+            logger.warning("what became of a keyed request is not known before its lease ends: %s", lost)
+            self._over = True
             return UNSETTLED if claim.in_doubt else None
         if released is Released.APPLIED:
             return APPLIED
         if released is Released.LOST:
             return self._others()
-        if not claim.in_doubt or (self._request is not None and (error is not None or self._is_failure)):
+        if not claim.in_doubt or (self._request is not None and (error is not None or self._code == 500)):
             return None  # the guard may run it again, and knows by now that nothing was committed
         return answers.UNAVAILABLE
-
-    @property
-    def _is_failure(self) -> bool:
-        return self._status is not None and self._status.startswith("500")
 
     def _is_databases(self, error: Exception | None) -> bool:
         request = self._request

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Claim", "ClaimLost", "active", "watch"]
 
 _KEY = "wsgi_dbguard.claim"  # in a pool entry's info, while the request has the connection
+_AWAY = frozenset({Failure.DISCONNECT, Failure.UNAVAILABLE, Failure.READ_ONLY, Failure.IN_DOUBT})
 _watched: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
@@ -58,7 +59,7 @@ class Claim:
         self.marked = False  # as far as is known, what was applied is committed
         self.in_doubt = False  # a connection was lost during a COMMIT
         self.lost = False  # another owner has the key
-        self.database_failed = False  # in whatever way, but for statements that are wrong in themselves
+        self.database_failed = False  # it was lost, or did not take writes
         self.commits = 0  # finished or in doubt
         self.held = 0  # connections that the request has at the moment
         # The last one that was told to commit, until it begins another transaction; and whether that one set the mark.
@@ -113,7 +114,7 @@ class Claim:
         """An operation on a connection, or getting one, failed."""
         error, connection = context.original_exception, context.connection
         failure = failures.classify(error, connecting=connection is None)
-        self.database_failed |= context.is_disconnect or failure is not Failure.OTHER
+        self.database_failed |= context.is_disconnect or failure in _AWAY
         if connection is None or context.statement is not None or not self._is_pending(connection):
             return
         if failures.refused(error) and not context.is_disconnect:

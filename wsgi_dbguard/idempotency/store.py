@@ -16,13 +16,15 @@ from typing import Any, TypeVar
 from sqlalchemy import (
     Connection,
     Engine,
+    Insert,
     Row,
+    Update,
+    bindparam,
     delete,
     exists,
     false,
     func,
     insert,
-    literal,
     literal_column,
     select,
     update,
@@ -45,6 +47,7 @@ T = TypeVar("T")
 _TRIES = 5  # of a transaction that lost its connection or against another one
 _LOCKED_FOR = 5.0  # seconds to wait for a COMMIT whose reply was lost, and that is still being carried out
 _PAUSE = 0.02  # seconds between two looks
+_NUMBER = func.txid_current_if_assigned()  # PostgreSQL: None in a transaction that has not written
 _PASSING = frozenset({Failure.DISCONNECT, Failure.SERIALIZATION, Failure.DEADLOCK, Failure.READ_ONLY})
 
 
@@ -76,12 +79,30 @@ class Store:
         self.lease = lease
         self._keys = make_table(table)
         self._now = clock(engine.dialect.name)
+        self._postgresql = engine.dialect.name == "postgresql"
         columns = self._keys.c
         over = (columns.expires <= self._now).label("over")
-        self._row = select(columns.owner, columns.fingerprint, columns.applied, columns.head, columns.body, over)
-        self._postgresql = engine.dialect.name == "postgresql"
-        # One statement, one round trip. The drivers of MySQL would need more of them to change the mode and back.
-        self._short = engine.execution_options(isolation_level="AUTOCOMMIT") if self._postgresql else engine
+        row = select(columns.owner, columns.fingerprint, columns.applied, columns.head, columns.body, over)
+        # Optimization: made once. To make one costs as much as to send it.
+        self._look = row.where(columns.id == bindparam("key"))
+        self._insert_values = self._insertion()
+        mine = update(self._keys).where(columns.id == bindparam("key"), columns.owner == bindparam("by"))
+        self._mark = mine.values(applied=True)
+        if self._postgresql:
+            self._mark = self._mark.where(_NUMBER.is_not(None))
+        self._over = mine.values(expires=0.0)
+        self._answered = mine.values(expires=0.0, head=bindparam("answer_head"), body=bindparam("answer_body"))
+
+    def _insertion(self) -> Insert:
+        keys = self._keys
+        names = {"id": "key", "owner": "by", "fingerprint": "print"}
+        values: dict[str, Any] = {name: bindparam(given, type_=keys.c[name].type) for name, given in names.items()}
+        values |= {"created": self._now, "expires": self._now + self.lease}
+        if not self._postgresql:
+            return insert(keys).values(values)
+        # An INSERT would wait for a transaction that has the row locked. A SELECT does not.
+        there = exists(select(literal_column("1")).where(keys.c.id == bindparam("key")))
+        return insert(keys).from_select(list(values), select(*values.values()).where(~there))
 
     def claim(self, key: str, fingerprint: str, owner: str) -> Problem | Stored | None:
         """Have `key` for `owner`. None: it has; else what there is to tell instead.
@@ -110,8 +131,7 @@ class Store:
         Raises:
             Unreachable: if the database cannot be reached.
         """
-        rows = self._row.where(self._keys.c.id == key)
-        row = self._repeat(lambda: self._alone(lambda connection: connection.execute(rows).one_or_none()))
+        row = self._repeat(lambda: self._alone(lambda connection: self._row(connection, key)))
         return None if row is None else _tell(row, fingerprint)
 
     def mark(self, connection: Connection, key: str, owner: str) -> bool | None:
@@ -119,13 +139,9 @@ class Store:
 
         None: PostgreSQL says that the transaction has written nothing, so there is nothing to mark.
         """
-        mine = update(self._keys).where(self._keys.c.id == key, self._keys.c.owner == owner).values(applied=True)
-        if not self._postgresql:
-            return connection.execute(mine).rowcount == 1
-        number = func.txid_current_if_assigned()
-        if connection.execute(mine.where(number.is_not(None))).rowcount == 1:
+        if connection.execute(self._mark, {"key": key, "by": owner}).rowcount == 1:
             return True
-        return None if connection.scalar(select(number)) is None else False
+        return None if self._postgresql and connection.scalar(select(_NUMBER)) is None else False
 
     def finish(self, key: str, owner: str, answer: Stored | None) -> None:
         """The request is over; with its `answer`, or without one that could be kept.
@@ -133,11 +149,12 @@ class Store:
         Raises:
             Unreachable: if the database cannot be reached.
         """
-        values: dict[str, Any] = {"expires": 0.0}
+        statement: Update = self._over
+        given: dict[str, Any] = {"key": key, "by": owner}
         if answer is not None:
-            values |= {"head": answer.head, "body": answer.body}
-        mine = update(self._keys).where(self._keys.c.id == key, self._keys.c.owner == owner).values(values)
-        self._repeat(lambda: self._alone(lambda connection: connection.execute(mine)))
+            statement = self._answered
+            given |= {"answer_head": answer.head, "answer_body": answer.body}
+        self._repeat(lambda: self._alone(lambda connection: connection.execute(statement, given)))
 
     def release(self, key: str, owner: str) -> Released:
         """Give the claim up, unless it was applied: nothing of what `owner` has still under way can be committed then.
@@ -156,26 +173,17 @@ class Store:
 
     def _insert(self, key: str, fingerprint: str, owner: str) -> bool | Row[Any]:
         """True: inserted; False: look again; else the row that is there."""
-        keys = self._keys
-        expires = self._now + self.lease
-        look = self._row.where(keys.c.id == key)
-        columns = [keys.c.id, keys.c.owner, keys.c.fingerprint, keys.c.created, keys.c.expires]
-        values: list[Any] = [literal(key), literal(owner), literal(fingerprint), self._now, expires]
+        given = {"key": key, "by": owner, "print": fingerprint}
 
         def postgresql(connection: Connection) -> bool | Row[Any]:
-            # An INSERT would wait for a transaction that has the row locked. A SELECT does not.
-            absent = select(*values).where(~exists(select(literal_column("1")).where(keys.c.id == key)))
-            if connection.execute(insert(keys).from_select(columns, absent)).rowcount == 1:
-                return True
-            return connection.execute(look).one_or_none() or False
+            return connection.execute(self._insert_values, given).rowcount == 1 or self._row(connection, key) or False
 
         def mysql(connection: Connection) -> bool | Row[Any]:
-            # Here a SELECT inside of an INSERT would wait.
-            row = connection.execute(look).one_or_none()
+            # Here a SELECT inside of the INSERT would wait as well.
+            row = self._row(connection, key)
             if row is None:
-                connection.execute(insert(keys).values(dict(zip(columns, values, strict=True))))
-                return True
-            return row
+                connection.execute(self._insert_values, given)
+            return row or True
 
         try:
             return self._alone(postgresql if self._postgresql else mysql)
@@ -185,6 +193,9 @@ class Store:
             if failures.classify(error) is Failure.LOCK_TIMEOUT:
                 return False
             raise
+
+    def _row(self, connection: Connection, key: str) -> Row[Any] | None:
+        return connection.execute(self._look, {"key": key}).one_or_none()
 
     def _take_over(self, key: str, seen: str, owner: str) -> bool:
         keys = self._keys
@@ -225,11 +236,11 @@ class Store:
 
     def _alone(self, act: Callable[[Connection], T]) -> T:
         with _apart():
-            if self._short is self.engine:
+            if not self._postgresql:
                 with self.engine.begin() as connection:
                     return act(connection)
-            with self._short.connect() as connection:
-                return act(connection)
+            with self.engine.connect() as connection:
+                return _in_autocommit(connection, act)
 
     def _repeat(self, act: Callable[[], T]) -> T:
         """What `act` returns, which may be done twice.
@@ -243,7 +254,7 @@ class Store:
             except Exception as error:
                 failure = failures.classify(error)
                 connecting = failures.classify(error, connecting=True) is Failure.UNAVAILABLE
-                if failure in _PASSING and tries < _TRIES:
+                if (failure in _PASSING and tries < _TRIES) or (connecting and tries < 2):
                     continue
                 if failure is Failure.OTHER and not connecting:
                     raise
@@ -260,6 +271,23 @@ def _tell(row: Row[Any], fingerprint: str) -> Problem | Stored | None:
     if not row.over:
         return RUNNING
     return APPLIED if row.applied else None
+
+
+def _in_autocommit(connection: Connection, act: Callable[[Connection], T]) -> T:
+    """What `act` returns, each of its statements a transaction of its own: one round trip instead of three.
+
+    PostgreSQL's drivers only note the mode; those of MySQL ask the server for it. SQLAlchemy's isolation level
+    AUTOCOMMIT costs a round trip to put back with psycopg2.
+    """
+    connection.rollback()  # what a listener may have begun
+    driver: Any = connection.connection.dbapi_connection
+    before = driver.autocommit
+    driver.autocommit = True
+    try:
+        return act(connection)
+    finally:
+        if not connection.invalidated:
+            driver.autocommit = before
 
 
 @contextmanager

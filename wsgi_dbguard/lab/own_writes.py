@@ -155,7 +155,7 @@ def own_writes(
 
 
 def _pause_and_resume(pair: Pair, done: threading.Event, outcome: Outcome, longest: float) -> None:
-    chance = random.Random(0)
+    chance = random.Random(1)  # the first pause comes soon
     while not done.wait(chance.uniform(0.0, longest)):
         pair.pause_replay()
         outcome.pauses += 1

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Engine, event, exc
+from sqlalchemy import Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -101,7 +101,7 @@ class Replica:
         except NotReplicating:
             self._take_out("it replicates nothing; was it promoted?")
             return False
-        except (exc.SQLAlchemyError, OSError, ValueError) as error:
+        except Exception as error:  # drivers have some of their own when a socket is cut
             self._take_out(error)
             return False
         seen = [at for at, position in samples if covers(mark, position)]

@@ -12,7 +12,7 @@ from time import monotonic
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, ref
 
-from sqlalchemy import Engine, exc
+from sqlalchemy import Engine
 from sqlalchemy.engine import Dialect
 
 from wsgi_dbguard import fork, registry, request
@@ -24,7 +24,7 @@ from .config import RoutingConfig
 from .positions import Position
 from .replica import Replica, Sample
 from .route import Route
-from .servers import NotReplicating, PoolExhausted, kind_of, written
+from .servers import kind_of, written
 from .tokens import Tokens
 from .watcher import Watcher
 
@@ -107,7 +107,7 @@ class Replicas:
         ``primary`` says why requests had the primary: ``unsafe`` (their method), ``wrote`` (a sign of a write, perhaps
         after some reading from a replica), ``pinned``, ``behind`` (no replica had the client's position), ``lagging``
         (none was within max_lag), ``again`` (a second attempt). ``pins`` counts tokens without a position; ``waited``
-        requests for which a replica had to catch up first.
+        requests for which a replica had to catch up first. ``lag``: at most, in seconds; None where nothing is known.
         """
         with self._lock:
             counts = dict(self._counts)
@@ -117,7 +117,7 @@ class Replicas:
                 "requests": each.requests,
                 "probes": each.probes,
                 "usable": each.usable(monotonic()),
-                "lag": each.lag,
+                "lag": None if each.covered is None else each.lag,
             }
             for each in self.replicas
         }
@@ -172,6 +172,9 @@ class Replicas:
         if not request.safe:
             self.write(request, "unsafe")
             return None
+        if any(each.primary for each in self.routes(request.outer)):
+            self.write(request, "wrote")  # the request whose application made this one
+            return None
         if request.attempt > 1:
             self.write(request, "again")
             for each in self.routes(request):
@@ -225,7 +228,7 @@ class Replicas:
         pause = 0.001
         while True:
             for each in random.sample(usable, len(usable)):
-                if each.ask(self._samples) and each.has(position):
+                if each.ask(list(self._samples)) and each.has(position):
                     if pause > 0.001:
                         self.count("waited")
                     return each
@@ -242,8 +245,8 @@ class Replicas:
         if now < self._next_check or not self._checking.acquire(blocking=False):
             return
         try:
-            # An older sample will do; and whoever needs the primary will tell.
-            with suppress(exc.SQLAlchemyError, NotReplicating, PoolExhausted, OSError, ValueError):
+            # An older sample will do; and whoever needs the primary will tell what is wrong.
+            with suppress(Exception):
                 self._samples.append((now, written(self.asking, self.config.probe_timeout)))
             samples = list(self._samples)
             for each in self.replicas:

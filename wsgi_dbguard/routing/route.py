@@ -7,11 +7,11 @@ import time
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from sqlalchemy import Connection, exc
+from sqlalchemy import Connection
 
 from wsgi_dbguard.request import Request
 
-from .servers import NotReplicating, PoolExhausted, written
+from .servers import PoolExhausted, written
 from .tokens import Token
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Route:
             return Token(written(self.group.asking, self.group.config.probe_timeout))
         except PoolExhausted:
             logger.info("%r: no connection is left to read the primary's position with: a pin instead", request)
-        except (exc.SQLAlchemyError, NotReplicating, OSError, ValueError) as error:
+        except Exception as error:  # the response is not to fail because of that
             logger.warning("%r: the primary's position could not be read, a pin instead: %s", request, error)
         return self._pin()
 

@@ -30,8 +30,7 @@ __all__ = ["NotReplicating", "PoolExhausted", "applied", "applied_by", "has_room
 _KINDS: dict[str, type[Position]] = {"postgresql": Lsn, "mariadb": MariaDBGtids, "mysql": MySQLGtids}
 _WRITTEN = {
     Lsn: "SELECT pg_current_wal_insert_lsn()::text, current_setting('wal_block_size'),"
-    " (SELECT setting::bigint * CASE unit WHEN '8kB' THEN 8192 ELSE 1 END FROM pg_settings"
-    " WHERE name = 'wal_segment_size')",
+    " pg_size_bytes(current_setting('wal_segment_size'))",
     MariaDBGtids: "SELECT @@global.gtid_binlog_pos",
     MySQLGtids: "SELECT @@global.gtid_executed",
 }
@@ -108,7 +107,7 @@ def has_room(engine: Engine) -> bool:
 def _ask(engine: Engine, statements: dict[Any, str], timeout: float) -> tuple[type[Position], Any]:
     if not has_room(engine):
         raise PoolExhausted
-    own = Request({})
+    own = Request({"PATH_INFO": __name__})  # what a report of the pool's users calls it
     own.held = float("inf")  # it has no patience: where the breaker knows that the server is away it is told at once
     outside = current.set(own)
     try:
