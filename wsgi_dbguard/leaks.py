@@ -55,7 +55,7 @@ def settle(request: Request, leaks: str) -> None:
     for link in links:
         if link.changed and state.keeps_a_lock(link) and link.guard is not None:
             link.guard.give_up(link)
-    found = [_report(link, request) for link in links if _is_leaked(link)]
+    found = [_report(link, request) for link in links if _is_leaked(link, request)]
     for each in found:
         logger.warning(each)
     if found and leaks != "warn":
@@ -74,10 +74,13 @@ def _links_of(request: Request) -> list[Link]:
     return sorted(links, key=lambda link: link.used)
 
 
-def _is_leaked(link: Link) -> bool:
+def _is_leaked(link: Link, request: Request) -> bool:
     assert link.guard is not None
-    shared = link.lent or link.guard.shares
-    return not shared and link.in_use and not _closed(link) and not _session_has_it(link)
+    proxy = link.taken()
+    # Another thread may be taking it at this moment: it names itself as the owner first.
+    if proxy is None or not proxy.is_valid or link.owner is not request.owner:
+        return False
+    return not link.lent and not link.guard.shares and not _closed(link) and not _session_has_it(link)
 
 
 def _closed(link: Link) -> bool:

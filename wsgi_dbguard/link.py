@@ -96,6 +96,7 @@ class Link:
         "running",
         "server_id",
         "session",
+        "taken",
         "taken_at",
         "unseen",
         "used",
@@ -148,6 +149,7 @@ class Link:
         # Of the last checkout, see `leaks`:
         self.owner: Owner | None = None  # the request that took it
         self.lent = False  # in a thread of the application's own
+        self.taken: Callable[[], PoolProxiedConnection | None] = _nothing  # what the owner took it as
         self.taken_at: stacks.Trace | None = None
         self.session: weakref.ref[Session] | None = None  # that had it last
         # What a request may change and leave, see `flags` and `state`:

@@ -194,7 +194,9 @@ class PoolGuard:
             if request.heals and link.flags(connection) != link.baseline and not flags.settle(connection, link):
                 raise self._replace("changed", link)
             request.checkouts += 1
+            # In this order: a former owner that is just ending reads them in the other one, see `leaks`.
             link.owner = request.owner
+            link.taken = weakref.ref(proxy)
             link.lent = threading.get_ident() != request.thread
             link.taken_at = request.trace() if request.trace is not None else None
         link.used = now

@@ -33,7 +33,7 @@ def own_pair() -> Iterator[PostgreSQLPair]:
 @pytest.fixture
 def own_site(make_site: Callable[..., Site], own_pair: PostgreSQLPair) -> Site:
     # A connection that another thread is just taking can look like a leak.
-    return make_site(own_pair, guard={"leaks": "off"}, out_for=0.5, check_every=0.2, probe_timeout=0.5).ready()
+    return make_site(own_pair, out_for=0.5, check_every=0.2, probe_timeout=0.5).ready()
 
 
 @pytest.mark.parametrize("fault", ["stop", "kill"])
@@ -99,7 +99,7 @@ def test_of_two_replicas_the_one_that_has_caught_up_serves(
 ) -> None:
     with Standby(own_pair.primary) as second:
         engine = create_engine(second.url())
-        site = make_site(own_pair, guard={"leaks": "off"}, more=[engine], wait=5.0).ready()
+        site = make_site(own_pair, more=[engine], wait=5.0).ready()
         wait_until(lambda: site.ask(site.where).body and all_usable(site), timeout=60.0, what="both replicas")
         own_pair.pause_replay()
         cookie = ""
