@@ -32,7 +32,6 @@ def own_pair() -> Iterator[PostgreSQLPair]:
 
 @pytest.fixture
 def own_site(make_site: Callable[..., Site], own_pair: PostgreSQLPair) -> Site:
-    # A connection that another thread is just taking can look like a leak.
     return make_site(own_pair, out_for=0.5, check_every=0.2, probe_timeout=0.5).ready()
 
 
