@@ -165,7 +165,7 @@ def test_who_waits_goes_on_as_if_nothing_had_happened(database: Database, crowd:
     away = breaker(hold=60.0, retry_after=0.1)
     database.up = False
     callers = [crowd(away.connect, database) for _ in range(20)]
-    until(lambda: away.waiting + away._probing == 20)
+    until(lambda: away.waiting + (away._probing is not None) == 20)
     database.up = True
     numbers = [caller.result(60.0) for caller in callers]
     assert len(set(numbers)) == 20
@@ -327,3 +327,46 @@ def test_a_real_pool_comes_back(postgres: Any, make_engine: Any) -> None:
 
     until(works)
     assert not guarded.stats()["away"]
+
+
+def test_a_probe_that_hangs_does_not_keep_the_others_from_trying(
+    clock: Clock, database: Database, crowd: Callable[..., Future[Any]]
+) -> None:
+    away = breaker()
+    fail(away, database)
+    clock.now += 10.0
+    database.gate.clear()
+    attempts = database.attempts
+    hanging = crowd(away.connect, database)
+    until(lambda: database.attempts == attempts + 1)
+    with pytest.raises(DatabaseUnavailable):
+        away.connect(database)
+    clock.now += 5.0
+    database.up = True
+    assert away.connect(lambda: "well") == "well"
+    assert not away.away
+    database.gate.set()
+    hanging.result(60.0)
+
+
+def test_who_probes_an_old_outage_does_not_wait_after_it(clock: Clock, database: Database) -> None:
+    away = breaker()
+    fail(away, database)
+    away.config = GuardConfig(hold=10.0)
+    clock.now += 20.0
+    with pytest.raises(psycopg2.OperationalError):
+        away.connect(database)
+    assert (away.waiting, away.held) == (0, 0)
+
+
+def test_a_password_that_is_refused_ends_the_waiting_of_all(
+    database: Database, crowd: Callable[..., Future[Any]]
+) -> None:
+    away = breaker(hold=60.0, retry_after=0.5)
+    database.up = False
+    callers = [crowd(away.connect, database) for _ in range(4)]
+    until(lambda: away.waiting + (away._probing is not None) == 4)
+    database.error = psycopg2.OperationalError("FATAL:  password authentication failed")
+    for caller in callers:
+        assert isinstance(caller.exception(60.0), psycopg2.OperationalError | DatabaseUnavailable)
+    assert away.waiting == 0

@@ -23,6 +23,7 @@ SECONDS = {  # lowest, whether that itself is allowed, highest, whether it can b
     "user_timeout": (0.001, True, 2147483.0, True),
     "max_lifetime": (0.0, False, YEARS, True),
     "idle_timeout": (0.0, False, YEARS, True),
+    "connect_timeout": (2.0, True, 2147483.0, True),
     "hold": (0.0, True, YEARS, False),
     "retry_after": (0.1, True, YEARS, False),
     "deadline": (0.0, False, YEARS, True),

@@ -259,7 +259,7 @@ def test_a_driver_that_does_not_tell_its_socket_is_checked_by_ping_and_this_is_s
     postgres: PostgreSQL, make_engine: MakeEngine, fill: Fill, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = make_engine(postgres.url(), connect_args={"connection_factory": Hidden})
-    pool_guard = guard(engine, ping_after=0.0)
+    pool_guard = guard(engine)
     pids = fill(engine, 3)
     messages = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(messages) == 1

@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 _QUICK = 1.0  # seconds
+_LEASE = 5.0  # seconds that a probe may take before another one is sent: its server may have died in the handshake
 
 
 class _Waiter:
@@ -65,8 +66,9 @@ class Breaker:
         self._lock = threading.Lock()  # nothing under it waits, or calls what may
         self._since: float | None = None  # when it went away, `time.monotonic()` seconds
         self._error: BaseException | None = None  # what the last attempt met
-        self._probing = False
+        self._probing: float | None = None  # when the probe that is on its way was sent
         self._next_probe = 0.0
+        self._hopeless = False  # waiting does not help: a password is not taken
         self._failures = 0  # in a row
         self._waiters: deque[_Waiter] = deque()
         self.outages = 0
@@ -109,6 +111,7 @@ class Breaker:
         """
         patience: float | None = None  # seconds that are left to wait
         again = retried = False
+        entered = monotonic()
         while True:
             began = monotonic()
             if self._since is not None or self._waiters:
@@ -125,7 +128,7 @@ class Breaker:
                     continue
                 self._failed(error)
                 patience = self._patience() if patience is None else patience
-                if patience <= 0 or not failures.may_pass(error):
+                if patience <= 0 or self._hopeless or self._is_old(entered):
                     raise
                 again = True
             except BaseException:
@@ -152,11 +155,11 @@ class Breaker:
             if self._since is None and not self._waiters:
                 return patience
             if not self._waiters and self._probe_is_due(began):
-                self._probing = True
+                self._probing = began
                 return patience
             # In an outage that is older than that, who has not begun to wait does not begin.
-            old = self._since is not None and began - self._since >= self.config.hold
-            waiter = None if patience <= 0 or (old and not first) else _Waiter()
+            in_vain = self._hopeless or (not first and self._is_old(began))
+            waiter = None if patience <= 0 or in_vain else _Waiter()
             if waiter is None:
                 if self._since is None:
                     return patience  # it is back: who cannot wait for a turn need not
@@ -190,16 +193,17 @@ class Breaker:
                     return
                 is_first = self._waiters[0] is waiter
                 probe = is_first and self._probe_is_due(now)
-                if probe or now >= until:
-                    self._probing = self._probing or probe
+                if probe or now >= until or self._hopeless:
+                    self._probing = now if probe else self._probing
                     self._waiters.remove(waiter)
                     self._wake_first()
                     in_vain = not probe and self._since is not None
                     self.refused += in_vain
                     break
                 pause = until - now
-                if is_first and not self._probing and self._since is not None:
-                    pause = min(pause, max(0.0, self._next_probe - now))
+                if is_first and self._since is not None:
+                    due = self._next_probe if self._probing is None else self._probing + _LEASE
+                    pause = min(pause, max(0.0, due - now))
                 waiter.wake.clear()
             try:
                 waiter.wake.wait(pause)
@@ -219,7 +223,11 @@ class Breaker:
             self._release(1)
 
     def _probe_is_due(self, now: float) -> bool:
-        return self._since is not None and not self._probing and now >= self._next_probe
+        free = self._probing is None or now - self._probing >= _LEASE
+        return self._since is not None and free and now >= self._next_probe
+
+    def _is_old(self, now: float) -> bool:
+        return self._since is not None and now - self._since >= self.config.hold
 
     def _unavailable(self) -> DatabaseUnavailable:
         since, error = self._since, self._error
@@ -239,10 +247,12 @@ class Breaker:
             if news:
                 self._since = now
                 self.outages += 1
-            self._probing = False
+            self._probing = None
             self._next_probe = now + self._pause()
             self._error = _without_frames(error)
-            self._wake_first()
+            self._hopeless = not failures.may_pass(error)
+            for waiter in self._waiters if self._hopeless else list(self._waiters)[:1]:
+                waiter.wake.set()
         if news:
             logger.warning("%s: process %d: the database is away: %s", self.name, getpid(), error)
 
@@ -260,7 +270,8 @@ class Breaker:
             return
         with self._lock:
             since, self._since = self._since, None
-            self._probing = False
+            self._probing = None
+            self._hopeless = False
             self._failures = 0
             self._error = None
             waiting = len(self._waiters)
@@ -273,7 +284,7 @@ class Breaker:
 
     def _interrupted(self) -> None:
         with self._lock:
-            self._probing = False
+            self._probing = None
             self._wake_first()
             away = self._since is not None
         if not away:

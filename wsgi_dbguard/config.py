@@ -27,6 +27,7 @@ ENV_PREFIX = "WSGI_DBGUARD_"
 POOL_SETTINGS = (
     "ping_after",
     "ping_timeout",
+    "connect_timeout",
     "keepalive",
     "user_timeout",
     "max_lifetime",
@@ -118,6 +119,13 @@ class GuardConfig:
     )
     ping_timeout: float = _setting(
         2.0, _seconds(above=True), "a ping that takes longer counts as dead, on every driver"
+    )
+    # libpq takes whole seconds, and 2 for 1.
+    connect_timeout: float | None = _setting(
+        10.0,
+        _seconds(low=2.0, high=2147483.0, optional=True),
+        "opening a connection that takes longer fails, where the driver can be told so and was not told otherwise; "
+        "none = leave",
     )
     keepalive: tuple[int, int, int] | None = _setting(
         (15, 5, 3),

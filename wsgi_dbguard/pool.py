@@ -33,7 +33,7 @@ from sqlalchemy import Engine, event, exc
 from sqlalchemy.engine import Dialect, ExceptionContext
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool, SingletonThreadPool, StaticPool
 
-from . import canceller, failures, flags, fork, housekeeping, liveness, quirks, registry, sockets
+from . import canceller, connecting, failures, flags, fork, housekeeping, liveness, quirks, registry, sockets
 from .breaker import Breaker
 from .config import GuardConfig
 from .errors import OutcomeUnknown
@@ -65,6 +65,7 @@ class PoolGuard:
         self.configure(config)
         # SQLite has no server to lose, and async drivers live on an event loop that is not WSGI's.
         if engine.dialect.name != "sqlite" and not engine.dialect.is_async:
+            event.listen(engine, "do_connect", self._before_connect)
             event.listen(engine, "connect", self._on_connect)
             event.listen(engine, "handle_error", self._on_error)
             self.breaker.install(engine.pool)
@@ -140,6 +141,10 @@ class PoolGuard:
         return f"<PoolGuard {self.name} pid={stats['pid']} connections={stats['connections']} idle={stats['idle']}>"
 
     # The way of a connection: connect, checkout, checkin, gone.
+
+    def _before_connect(self, dialect: Dialect, entry: Any, args: Any, keywords: dict[str, Any]) -> None:
+        if self.config.connect_timeout is not None:
+            connecting.bound(dialect.driver, args, keywords, self.config.connect_timeout)
 
     def _on_connect(self, connection: Any, entry: ConnectionPoolEntry) -> None:
         self._adopt(registry.link_of(connection, entry))
@@ -292,7 +297,7 @@ class PoolGuard:
                 link.doomed = link.doomed or "condemned"
         elif not link.uses:  # fresh
             if link.changed is not None:
-                self._variables.learn(self.dialect, connection, link, self.config.ping_timeout)
+                self._variables.learn(self.dialect, connection, link)
             return link
         if link.doomed is not None:
             with self._lock:  # housekeeping may be taking it right now, or find that it came too late
@@ -435,4 +440,5 @@ def _closed_already() -> None:
 
 
 def _no_poll(timeout: int) -> list[tuple[int, int]]:
-    return []
+    """Without a socket to look at, each checkout is a reason to ask the server."""
+    return [(-1, sockets.SUSPECT)]
