@@ -236,12 +236,17 @@ def test_a_request_has_one_hold_for_all_its_connections(clock: Clock, database: 
     assert away.held == 0
 
 
-@pytest.mark.parametrize("message", ['FATAL:  password authentication failed for user "app"'])
-def test_a_refused_password_is_not_waited_for(database: Database, message: str) -> None:
-    away = breaker(hold=60.0)
-    database.error = psycopg2.OperationalError(message)
-    fail(away, database)
-    assert database.attempts == 2
+@pytest.mark.parametrize(
+    "message",
+    ['FATAL:  password authentication failed for user "app"', 'FATAL:  database "tenant" does not exist'],
+)
+def test_who_is_refused_by_name_is_not_told_that_the_database_is_away(database: Database, message: str) -> None:
+    here = breaker(hold=60.0)
+    database.up, database.error = False, psycopg2.OperationalError(message)
+    with pytest.raises(psycopg2.OperationalError):
+        here.connect(database)
+    assert not here.away
+    assert database.attempts == 1
 
 
 def test_an_interrupt_of_a_probe_lets_the_next_one_probe(clock: Clock, database: Database) -> None:
@@ -359,14 +364,14 @@ def test_who_probes_an_old_outage_does_not_wait_after_it(clock: Clock, database:
     assert (away.waiting, away.held) == (0, 0)
 
 
-def test_a_password_that_is_refused_ends_the_waiting_of_all(
-    database: Database, crowd: Callable[..., Future[Any]]
-) -> None:
-    away = breaker(hold=60.0, retry_after=0.5)
-    database.up = False
-    callers = [crowd(away.connect, database) for _ in range(4)]
-    until(lambda: away.waiting + (away._probing is not None) == 4)
-    database.error = psycopg2.OperationalError("FATAL:  password authentication failed")
-    for caller in callers:
-        assert isinstance(caller.exception(60.0), psycopg2.OperationalError | DatabaseUnavailable)
-    assert away.waiting == 0
+def test_an_attempt_that_is_older_than_anothers_success_says_nothing(clock: Clock, database: Database) -> None:
+    here = breaker()
+
+    def late() -> int:
+        clock.now += 5.0
+        assert here.connect(lambda: 1) == 1
+        raise psycopg2.OperationalError("timeout expired")
+
+    with pytest.raises(psycopg2.OperationalError):
+        here.connect(late)
+    assert not here.away

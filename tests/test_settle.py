@@ -140,8 +140,8 @@ def test_it_works_without_a_request(site: Any, postgres: PostgreSQL) -> None:
     assert rows(postgres) == 1
 
 
-def test_another_timeline_tells_nothing(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after a promotion, when the same id may be another transaction's."""
+def test_another_history_tells_nothing(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a promotion or a crash, when the same id may be another transaction's."""
     asked = settle._ASK.replace("left(", "'other' || left(")
     monkeypatch.setattr(settle, "_ASK", asked)
     _, guarded = site(lose_reply)

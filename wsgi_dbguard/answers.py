@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ __all__ = ["CONFLICT", "OUTCOME_UNKNOWN", "PROBLEM", "UNAVAILABLE", "Problem", "
 logger = logging.getLogger(__name__)
 
 PROBLEM = "wsgi_dbguard.problem"
+_REFUSED = re.compile(r"(?:^|;)q=0(?:\.0*)?(?:;|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ def answer(
     if render is not None:
         environ[PROBLEM] = problem
         try:
-            return render(environ, start_response)
+            return _complete(render(environ, start_response))
         except Exception:
             logger.exception("rendering %s failed", problem.type)
             failed = sys.exc_info()
@@ -110,9 +112,20 @@ def answer(
     return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
 
 
+def _complete(pages: Iterable[bytes]) -> list[bytes]:
+    """All of a page, so that one that fails half-way is known to fail before it is sent."""
+    try:
+        return list(pages)
+    finally:
+        close = getattr(pages, "close", None)
+        if close is not None:
+            close()
+
+
 def _prefers_text(accept: str) -> bool:
     """Whether the Accept header names text (a browser, curl with a header) and no JSON at all."""
-    kinds = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
+    parts = [part.replace(" ", "").lower().partition(";") for part in accept.split(",")]
+    kinds = [kind for kind, _, parameters in parts if not _REFUSED.search(parameters)]
     return any(kind.startswith("text/") for kind in kinds) and not any("json" in kind for kind in kinds)
 
 

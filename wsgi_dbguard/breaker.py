@@ -68,7 +68,7 @@ class Breaker:
         self._error: BaseException | None = None  # what the last attempt met
         self._probing: float | None = None  # when the probe that is on its way was sent
         self._next_probe = 0.0
-        self._hopeless = False  # waiting does not help: a password is not taken
+        self._reached_at = float("-inf")
         self._failures = 0  # in a row
         self._waiters: deque[_Waiter] = deque()
         self.outages = 0
@@ -120,15 +120,23 @@ class Breaker:
             try:
                 connection = create()
             except Exception as error:
-                if failures.classify(error, connecting=True) is not Failure.UNAVAILABLE:
+                # Who refuses a password has been reached. It may be the password of this one tenant, or user.
+                if failures.classify(error, connecting=True) is not Failure.UNAVAILABLE or not (
+                    failures.may_pass(error)
+                ):
                     self._reached()
                     raise
                 if self._since is None and not retried and _may_be_chance(error, monotonic() - began):
                     retried = True
                     continue
+                if began < self._reached_at:  # since then somebody else got through
+                    if retried:
+                        raise
+                    retried = True
+                    continue
                 self._failed(error)
                 patience = self._patience() if patience is None else patience
-                if patience <= 0 or self._hopeless or self._is_old(entered):
+                if patience <= 0 or self._is_old(entered):
                     raise
                 again = True
             except BaseException:
@@ -158,8 +166,7 @@ class Breaker:
                 self._probing = began
                 return patience
             # In an outage that is older than that, who has not begun to wait does not begin.
-            in_vain = self._hopeless or (not first and self._is_old(began))
-            waiter = None if patience <= 0 or in_vain else _Waiter()
+            waiter = None if patience <= 0 or (not first and self._is_old(began)) else _Waiter()
             if waiter is None:
                 if self._since is None:
                     return patience  # it is back: who cannot wait for a turn need not
@@ -193,7 +200,7 @@ class Breaker:
                     return
                 is_first = self._waiters[0] is waiter
                 probe = is_first and self._probe_is_due(now)
-                if probe or now >= until or self._hopeless:
+                if probe or now >= until:
                     self._probing = now if probe else self._probing
                     self._waiters.remove(waiter)
                     self._wake_first()
@@ -250,9 +257,7 @@ class Breaker:
             self._probing = None
             self._next_probe = now + self._pause()
             self._error = _without_frames(error)
-            self._hopeless = not failures.may_pass(error)
-            for waiter in self._waiters if self._hopeless else list(self._waiters)[:1]:
-                waiter.wake.set()
+            self._wake_first()
         if news:
             logger.warning("%s: process %d: the database is away: %s", self.name, getpid(), error)
 
@@ -266,12 +271,12 @@ class Breaker:
 
     def _reached(self) -> None:
         """The server was reached, though perhaps it did not like what it was asked for."""
+        self._reached_at = monotonic()
         if self._since is None and not self._waiters:
             return
         with self._lock:
             since, self._since = self._since, None
             self._probing = None
-            self._hopeless = False
             self._failures = 0
             self._error = None
             waiting = len(self._waiters)

@@ -1,8 +1,9 @@
 """What a statement changes on its connection that outlives the transaction: settings, locks, temporary tables.
 
 Read from its text, so only what is plain there: not what a function or a procedure does by itself, not variables that
-a SELECT assigns in MySQL. In doubt something is changed. Nothing is by SET LOCAL in PostgreSQL, SET TRANSACTION and
-SET GLOBAL.
+a SELECT assigns in MySQL. In doubt something is changed and nothing is undone: a text of several statements undoes
+nothing, and a lock that is taken for each row of a query is not given back. Nothing is changed by SET LOCAL in
+PostgreSQL, SET TRANSACTION and SET GLOBAL.
 
 Example::
 
@@ -21,13 +22,25 @@ from typing import Any
 from . import arguments
 from .arguments import Argument
 
-__all__ = ["ANYTHING", "COMMIT", "DATABASE", "TRANSACTION_NAMES", "Change", "changes", "touches"]
+__all__ = [
+    "ANYTHING",
+    "COMMIT",
+    "DATABASE",
+    "ROLLBACK",
+    "SAVEPOINT",
+    "TRANSACTION_NAMES",
+    "Change",
+    "changes",
+    "touches",
+]
 
 ANYTHING = "anything"  # not to be put right
 COMMIT = "commit"
+ROLLBACK = "rollback"
+SAVEPOINT = "savepoint"  # or a transaction that begins: what comes next may be rolled back apart from the rest
 DATABASE = "database()"
 _LONGEST = 4096  # characters
-_BEGINNING = 256  # characters: of a longer statement, which is full of data
+_BEGINNING = 256  # characters: of a longer statement, which is full of data; beyond them calls are looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,21 +62,28 @@ class _Call:
     """Of a function, whose arguments may be known only when the statement is sent."""
 
     name: str
-    arguments: tuple[Argument, ...]
+    arguments: tuple[Argument, ...] = ()
+    plain: bool = False  # made once for each time that the statement is sent
 
 
 _TOUCHES = re.compile(
-    r"""(?:^|;|\*/|--[^\n]*\n)\s*(?:set|reset|use|discard|listen|unlisten|lock|unlock|flush|prepare|deallocate|declare
-        |close|commit|end|drop)\b
-    | \btemp(?:orary)?\b | \bset_config\s*\( | _advisory_(?:un)?lock | \b(?:get|release)_lock | \brelease_all_locks""",
+    r"""(?:^|;|\*/|/\*M?!\d*|--[^\n]*\n)\s*(?:set|reset|use|discard|listen|unlisten|lock|unlock|flush|prepare|deallocate
+        |declare|close|commit|end|drop|abort|begin|start|rollback(?!\s+to)|savepoint(?!\s+sa_savepoint_))\b
+    | \b(?:pg_)?temp(?:orary|_\d+)?\b | \bset_config\s*\( | _advisory_(?:un)?lock | \b(?:get|release)_lock | \brelease_all_locks""",
     re.IGNORECASE | re.VERBOSE,
 )
 
 
 def touches(statement: str) -> bool:
     """Whether `statement` may change such a thing: a cheap look, to be followed by `changes`."""
-    # Optimization: SQLAlchemy sends the same few texts again and again.
-    return _touches(statement) if len(statement) <= _LONGEST else bool(_TOUCHES.search(statement, 0, _BEGINNING))
+    # Optimization: SQLAlchemy sends the same few texts again and again. To search a long one is dear.
+    if len(statement) <= _LONGEST:
+        return _touches(statement)
+    lower = statement.lower()
+    return any(name in lower for name in _LASTING) or bool(_TOUCHES.search(statement, 0, _BEGINNING))
+
+
+_LASTING = ("set_config", "_advisory_lock", "get_lock")
 
 
 @lru_cache(maxsize=512)
@@ -74,10 +94,12 @@ def _touches(statement: str) -> bool:
 def changes(statement: str, parameters: Any, dialect: str) -> tuple[Change, ...]:
     """What `statement` changes with `parameters` (the driver's); `dialect` is SQLAlchemy's name of the database."""
     found: list[Change] = []
-    for each in _parse(statement[:_LONGEST], dialect == "postgresql"):
-        if isinstance(each, Change):
-            found.append(each)
-        elif change := _called(each, parameters):
+    parsed = _parse(statement[:_LONGEST], dialect == "postgresql")
+    if len(statement) > _LONGEST:
+        parsed += tuple(_Call(match[1].lower()) for match in _CALLS.finditer(statement))
+    for each in parsed:
+        change = each if isinstance(each, Change) else _called(each, parameters)
+        if change and not (change.undo and len(statement) > _LONGEST):
             found.append(change)
     return tuple(found)
 
@@ -85,21 +107,23 @@ def changes(statement: str, parameters: Any, dialect: str) -> tuple[Change, ...]
 @lru_cache(maxsize=256)
 def _parse(statement: str, postgresql: bool) -> tuple[Change | _Call, ...]:
     found: list[Change | _Call] = []
-    for part in statement.split(";"):
-        text = _COMMENTS.sub(" ", part).strip()
-        if not text:
-            continue
+    statement = _COMMENTS.sub(" ", statement if postgresql else _EXECUTED_COMMENTS.sub(r" \1 ", statement))
+    parts = [text for part in statement.split(";") if (text := part.strip())]
+    for text in parts:
         word = text.split(None, 1)[0].lower()
         rest = text[len(word) :].strip()
         if word == "set":
             found += _postgresql_set(rest) if postgresql else _mysql_set(rest)
         else:
-            found += _other(word, rest, text, postgresql)
+            found += (each for each in _other(word, rest, text, postgresql) if not each.undo or len(parts) == 1)
+    plain = len(parts) == 1 and not _CONDITIONAL.search(statement)
     for match in _CALLS.finditer(statement):
-        found.append(_Call(match[1].lower(), arguments.parse(statement, match.end())))
+        found.append(_Call(match[1].lower(), arguments.parse(statement, match.end()), plain))
     return tuple(found)
 
 
+_EXECUTED_COMMENTS = re.compile(r"/\*M?!\d*(.*?)\*/", re.DOTALL)  # by MySQL and MariaDB
+_CONDITIONAL = re.compile(r"\b(?:from|where|having|limit|case|if|coalesce|and|or|values|explain)\b", re.IGNORECASE)
 _COMMENTS = re.compile(r"/\*.*?\*/|--[^\n]*(?:\n|$)", re.DOTALL)
 _CALLS = re.compile(
     r"\b(set_config|pg_(?:try_)?advisory_lock(?:_shared)?|pg_advisory_unlock(?:_shared|_all)?"
@@ -109,9 +133,11 @@ _CALLS = re.compile(
 _NAME = r'["`]?([a-z_][\w.$]*)["`]?'
 _TEMPORARY = re.compile(
     r"(?:create\s+(?:or\s+replace\s+)?(?:(?:local|global)\s+)?|\binto\s+(?:(?:local|global)\s+)?)temp(?:orary)?\s+"
-    rf"(?:recursive\s+)?(?:(?:table|view|sequence)\s+)?(?:if\s+not\s+exists\s+)?(?:[\w\"`]+\.)?{_NAME}",
+    r"(?:recursive\s+)?(?:(?:table|view|sequence)\s+)?(?:if\s+not\s+exists\s+)?([\w.$\"`]+)"
+    r"|(?:^create\s[^(]*?|\binto\s+(?:table\s+)?)(\"?pg_temp(?:_\d+)?\"?\.[\w$\"]+)",
     re.IGNORECASE,
 )
+_TEMPORARY_SCHEMA = re.compile(r"pg_temp(?:_\d+)?\.")
 _ON_COMMIT_DROP = re.compile(r"\bon\s+commit\s+drop\b", re.IGNORECASE)
 _DROP = re.compile(
     r"(?:temporary\s+)?(?:table|view|sequence)\s+(?:if\s+exists\s+)?(.*?)\s*(?:cascade|restrict)?$",
@@ -126,12 +152,12 @@ def _other(word: str, rest: str, text: str, postgresql: bool) -> Iterator[Change
     """Of any statement but SET."""
     if word in ("create", "select", "with") and (match := _TEMPORARY.search(text)):
         if not (postgresql and _ON_COMMIT_DROP.search(text)):
-            yield Change(f"temp {match[1].lower()}", transactional=postgresql)
+            yield Change(f"temp {_table(match[1] or match[2])}", transactional=postgresql)
     elif word == "drop" and (match := re.match(r"prepare\s+(.*)", rest, re.IGNORECASE)):
         yield Change(f"prepared {match[1].lower()}", undo=True)
     elif word == "drop" and (match := _DROP.match(rest)):
         for name in match[1].split(","):
-            yield Change(f"temp {_bare(name)}", undo=True, transactional=postgresql)
+            yield Change(f"temp {_table(name)}", undo=True, transactional=postgresql)
     elif word == "prepare" and not re.match(r"transaction\b", rest, re.IGNORECASE):
         yield Change(f"prepared {_bare(rest.partition('(')[0].partition(' ')[0])}")
     elif word == "deallocate" and (match := _DEALLOCATE.match(rest)):
@@ -147,9 +173,18 @@ def _bare(name: str) -> str:
     return name.strip().rpartition(".")[2].strip('"` ').lower()
 
 
+def _table(name: str) -> str:
+    """A name without quotes, with its schema unless that is the one of temporary tables."""
+    return _TEMPORARY_SCHEMA.sub("", re.sub(r"[\"`\s]", "", name).lower(), count=1)
+
+
 def _postgresql_other(word: str, rest: str) -> Iterator[Change]:
-    if word in ("commit", "end"):
+    if word in ("commit", "end", "prepare"):  # PREPARE TRANSACTION
         yield Change(COMMIT)
+    elif word in ("rollback", "abort") and not re.match(r"(?:(?:work|transaction)\s+)?(?:to|prepared)\b", rest, re.I):
+        yield Change(ROLLBACK, undo=True)
+    elif word in ("savepoint", "begin", "start"):
+        yield Change(SAVEPOINT)
     elif word == "reset":
         for change in _postgresql_set(rest):
             yield replace(change, reset=True)
@@ -163,7 +198,7 @@ def _postgresql_other(word: str, rest: str) -> Iterator[Change]:
         yield Change(f"cursor {'*' if rest.lower() in _ALL else _bare(rest)}", undo=True)
     elif word == "discard" and rest.lower() in ("all", "temp", "temporary"):
         for kind in ("temp",) if rest.lower() != "all" else ("temp", "prepared", "listen", "lock", "cursor"):
-            yield Change(f"{kind} *", undo=True)
+            yield Change(f"{kind} *", undo=True, transactional=kind in ("temp", "listen"))
         if rest.lower() == "all":  # also of what was set when the connection was opened
             yield Change(ANYTHING)
 
@@ -257,9 +292,14 @@ def _called(call: _Call, parameters: Any) -> Change | None:
         if len(values) != 3 or not isinstance(values[0], str):
             return Change(ANYTHING, transactional=True)
         return None if values[2] in _LOCAL else Change(values[0].lower(), transactional=True)
+    undo = "unlock" in call.name or call.name.startswith("release_")
     if call.name in ("pg_advisory_unlock_all", "release_all_locks"):
-        return Change("lock *", undo=True)
-    undo = "unlock" in call.name or call.name == "release_lock"
-    if call.name == "get_lock":
-        values = values[:1]  # the other one is how long it waits
-    return Change(f"lock {', '.join(map(repr, values))}", undo=undo)
+        key = "*"
+    else:
+        # The other argument of GET_LOCK is how long it waits. A list is of executemany.
+        values = values[:1] if call.name == "get_lock" else values
+        doubtful = isinstance(parameters, list) or not values or not all(isinstance(each, str | int) for each in values)
+        key = "?" if doubtful else ", ".join(map(repr, values)) + " shared" * call.name.endswith("_shared")
+    if not call.plain or key == "?":
+        return None if undo else Change("lock ?")
+    return Change(f"lock {key}", undo=undo)

@@ -129,7 +129,8 @@ class Exchange:
             complete = type(body) in _COMPLETE or (wrapper is not None and isinstance(body, wrapper))
             if not complete:
                 iterator = iter(body)
-                first = next(iterator, END)
+                while (first := next(iterator, END)) == b"":
+                    pass  # PEP 3333: nothing to send yet
             failed = isinstance(self._status, str) and self._status.startswith("500")
             verdict = self._verdict(None, environ, body, iterator) if failed else None
             if verdict is None:
@@ -239,7 +240,7 @@ class Exchange:
         return None
 
     def _may_have_saved(self) -> bool:
-        return self.request.commits > 0 or (self.request.unseen > 0 and not self.request.safe)
+        return self.request.commits > 0 or self.request.unseen > 0
 
     def _may_run_again(self, environ: WSGIEnvironment) -> bool:
         self.request.replayable |= environ.get(REPLAYABLE) is True

@@ -14,6 +14,7 @@ Codes: PostgreSQL's appendix "Error Codes"; MySQL's "Server/Client Error Message
 from __future__ import annotations
 
 import errno
+import re
 from enum import StrEnum
 from typing import Any
 
@@ -73,6 +74,7 @@ CODES: dict[str | int, Failure] = {
     for code in codes
 }  # fmt: skip
 _SILENCE = frozenset({errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH})
+_NO_DATABASE = re.compile(r'database ".*" does not exist')
 _CREDENTIALS = frozenset({"28000", "28P01", 1045, 1130, 1698})  # of a user, a password, a host that is not allowed
 _OPTION_PREVENTS_STATEMENT = 1290  # "running with the --read-only option", or with one that has nothing to do with it
 
@@ -110,7 +112,7 @@ def classify(error: BaseException, *, connecting: bool = False) -> Failure:
         failure = Failure.READ_ONLY
     if failure is None and network_failed(error):
         failure = Failure.DISCONNECT
-    if connecting and failure in (None, Failure.DISCONNECT) and _operational(error):
+    if connecting and failure in (None, Failure.DISCONNECT) and _operational(error) and not _no_such_database(error):
         return Failure.UNAVAILABLE
     if failure is None:
         failure = Failure.DISCONNECT if disconnect else Failure.OTHER
@@ -142,6 +144,11 @@ def may_pass(error: BaseException) -> bool:
     """Whether `error`, met in connecting, may be over in a moment: a password that is not taken is not."""
     # libpq's drivers have no SQLSTATE for what happens while they connect.
     return code_of(error) not in _CREDENTIALS and "password authentication failed" not in str(error)
+
+
+def _no_such_database(error: BaseException) -> bool:
+    """libpq's drivers have no SQLSTATE for what happens while they connect; MySQL's 1049 and 1044 are no such table."""
+    return code_of(error) in (1049, 1044, "3D000") or bool(_NO_DATABASE.search(str(error)))
 
 
 def _operational(error: BaseException) -> bool:

@@ -32,8 +32,8 @@ def reason_against(request: Request, mode: str) -> str | None:
     * The failure is a lost connection, a failover, a serialization failure or a deadlock; or a replica that is away.
     * No commit was finished, none is in doubt (see `transactions` for what counts as one).
     * It left no write in an open transaction: a second run could make both last.
-    * The method is safe, or the application marked the request (`replayable`), or `mode` is "uncommitted" and no
-      connection was used past SQLAlchemy's Connection.
+    * No connection was used past SQLAlchemy's Connection: what was done there is not known.
+    * The method is safe, or the application marked the request (`replayable`), or `mode` is "uncommitted".
     * It did not run twice already.
 
     That nothing was sent, and that the body can be given again, is for the caller to see to; and to roll back the
@@ -50,13 +50,11 @@ def reason_against(request: Request, mode: str) -> str | None:
         return "a commit is in doubt"
     if request.commits:
         return "it has committed"
-    if request.safe or request.replayable:
-        return None
-    if mode != "uncommitted":
-        return f"the method is {request.method}"
     if request.unseen:
         return "a connection was used past SQLAlchemy's Connection"
-    return None
+    if request.safe or request.replayable or mode == "uncommitted":
+        return None
+    return f"the method is {request.method}"
 
 
 def leaves_writes(request: Request) -> bool:

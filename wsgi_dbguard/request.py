@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Container, Set
+from collections.abc import Callable, Container, Iterator, Set
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet, ref
@@ -191,16 +191,25 @@ class Request:
         self.expired = True
         self.database_failure = Failure.DEADLINE
 
+    def chain(self) -> Iterator[Request]:
+        """This request and those around it, the innermost one first."""
+        request: Request | None = self
+        while request is not None:
+            yield request
+            request = request.outer
+
     def write(self, connection: Connection) -> None:
-        """It writes on `connection`, in a transaction."""
-        if not isinstance(self.unfinished, WeakSet):
-            self.unfinished = WeakSet()
-        self.unfinished.add(connection)
+        """It writes on `connection`, in a transaction; and so do the requests around this one."""
+        for each in self.chain():
+            if not isinstance(each.unfinished, WeakSet):
+                each.unfinished = WeakSet()
+            each.unfinished.add(connection)
 
     def written(self, connection: Connection) -> None:
         """Its transaction has ended."""
-        if isinstance(self.unfinished, WeakSet):
-            self.unfinished.discard(connection)
+        for each in self.chain():
+            if isinstance(each.unfinished, WeakSet):
+                each.unfinished.discard(connection)
 
     def lend(self, session: Session) -> None:
         """A thread of the application's own uses `session`."""

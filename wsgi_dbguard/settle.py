@@ -8,8 +8,9 @@ is asked on another connection what became of that transaction (`pg_xact_status`
 * aborted: nothing was saved, so the error is an ordinary lost connection, after which a request may run again.
 * no answer: it stays in doubt, as it is without this.
 
-A transaction's id means something only in one history of the database: a replica that was promoted in between may have
-given the same id to another transaction. So the timeline is asked for too, and an answer from another one is none.
+A transaction's id means something only in one history of the database. A replica that was promoted in between, or the
+server itself after a crash in which the last ids were lost, may have given the same id to another transaction. So the
+timeline is asked for too, and when the statistics began, which a crash resets; where one differs, there is no answer.
 """
 
 from __future__ import annotations
@@ -37,15 +38,19 @@ logger = logging.getLogger(__name__)
 
 _KEY = "wsgi_dbguard.transaction"  # in the DBAPI connection's info, during a COMMIT
 _PAUSE = 0.02  # seconds, while the server still works at the COMMIT
-_IDENTIFY = "SELECT pg_current_xact_id_if_assigned()::text, left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)"
-_ASK = "SELECT pg_xact_status('{id}'::xid8), left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)"
+_HISTORY = (
+    "left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) || ' '"
+    " || (SELECT extract(epoch FROM stats_reset) FROM pg_stat_bgwriter)"
+)
+_IDENTIFY = f"SELECT pg_current_xact_id_if_assigned()::text, {_HISTORY}"
+_ASK = f"SELECT pg_xact_status('{{id}}'::xid8), {_HISTORY}"
 _watched: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 @dataclass(frozen=True, slots=True)
 class _Transaction:
     id: str  # empty: the connection was lost before the COMMIT was sent
-    timeline: str = ""
+    history: str | None = None
 
 
 def settle(engine: Engine, config: GuardConfig) -> None:
@@ -88,14 +93,14 @@ def _identify(dialect: Dialect, connection: PoolProxiedConnection) -> None:
     try:
         with contextlib.closing(connection.cursor()) as cursor:
             cursor.execute(_IDENTIFY)
-            number, timeline = cursor.fetchone() or (None, "")
+            number, history = cursor.fetchone() or (None, None)
     except Exception as error:
         # The COMMIT will meet the same. Where the connection is gone, it never reaches the server.
         if _lost(dialect, error, connection):
             connection.info[_KEY] = _Transaction("")
         return
     if number is not None:
-        connection.info[_KEY] = _Transaction(number, timeline)
+        connection.info[_KEY] = _Transaction(number, history)
 
 
 def _lost(dialect: Dialect, error: Any, connection: PoolProxiedConnection) -> bool:
@@ -120,8 +125,8 @@ def _status(engine: Engine, transaction: _Transaction, seconds: float) -> str | 
     try:
         with engine.connect() as connection:
             while True:
-                status, timeline = connection.exec_driver_sql(_ASK.format(id=transaction.id)).one()
-                if timeline != transaction.timeline:
+                status, history = connection.exec_driver_sql(_ASK.format(id=transaction.id)).one()
+                if history is None or history != transaction.history:
                     return None
                 if status != "in progress" or time.monotonic() > until:
                     return str(status)

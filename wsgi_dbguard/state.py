@@ -1,7 +1,9 @@
 """What a request leaves on a pooled connection by SQL: noted while it runs, see `variables` for what is done about it.
 
 In PostgreSQL a rollback undoes a SET, so what was changed in a transaction counts when that is committed: a request
-that only reads costs nothing. Only statements that SQLAlchemy sends in a request are seen, not those of
+that only reads costs nothing. What a request puts right after a savepoint, or in a transaction that has failed, does
+not count: it may not last. A lock counts as given back if it was taken once; so one that was tried for in vain and then
+taken costs the connection. Only statements that SQLAlchemy sends in a request are seen, not those of
 ``raw_connection()``.
 """
 
@@ -12,13 +14,14 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.pool import PoolProxiedConnection
 
-from .changes import ANYTHING, COMMIT, Change, changes
+from .changes import ANYTHING, COMMIT, ROLLBACK, SAVEPOINT, Change, changes
 from .link import KEY, Link
 from .request import Request
 
 __all__ = ["committed", "keeps_a_lock", "note", "rolled_back"]
 
 _MISSING = object()
+_FAILED = (3, b"E")  # libpq's PQTRANS_INERROR, and the byte of the protocol that pg8000 keeps
 
 
 def keeps_a_lock(link: Link) -> bool:
@@ -36,9 +39,17 @@ def note(connection: Connection, statement: str, parameters: Any, request: Reque
         if each.key == COMMIT:
             committed(connection.connection)
             continue
+        if each.key == ROLLBACK:
+            link.pending.clear()
+            continue
+        if each.key == SAVEPOINT:
+            request.changes = link.pending[SAVEPOINT] = True
+            continue
         change = each
         if change.reset and change.key != ANYTHING and link.values.get(change.key, _MISSING) is None:
             change = Change(change.key, undo=True, transactional=True)
+        if change.undo and _may_not_last(connection, link, change):
+            continue
         if change.transactional and transaction is None:
             transaction = _in_transaction(connection)
         if change.transactional and transaction:
@@ -54,6 +65,9 @@ def committed(proxied: PoolProxiedConnection) -> None:
     link = _link(proxied)
     if link is not None:
         pending, link.pending = link.pending, {}
+        pending.pop(SAVEPOINT, None)
+        if _failed(proxied):  # then a COMMIT rolls back
+            return
         for key, changed in pending.items():
             _apply(link, key, changed)
 
@@ -70,6 +84,21 @@ def _link(proxied: PoolProxiedConnection) -> Link | None:
     return link
 
 
+def _may_not_last(connection: Connection, link: Link, undo: Change) -> bool:
+    """Whether `undo`, that is about to be sent, may be rolled back to a savepoint, or be refused."""
+    nested = undo.transactional and (SAVEPOINT in link.pending or connection.in_nested_transaction())
+    return nested or _failed(connection.connection)
+
+
+def _failed(proxied: PoolProxiedConnection) -> bool:
+    """Whether its transaction takes nothing but a rollback, as far as its driver (of PostgreSQL) tells."""
+    driver: Any = proxied.dbapi_connection
+    status = getattr(
+        getattr(driver, "info", driver), "transaction_status", getattr(driver, "_transaction_status", None)
+    )
+    return status in _FAILED
+
+
 def _in_transaction(connection: Connection) -> bool:
     dbapi_connection = connection.connection.dbapi_connection
     try:
@@ -81,7 +110,7 @@ def _in_transaction(connection: Connection) -> bool:
 def _apply(link: Link, key: str, changed: bool) -> None:
     left = set(link.changed or ())
     if changed:
-        left.add(key)
+        left.add(f"{key} again" if key in left and key.startswith("lock ") else key)
     else:
         kind = key[:-1] if key.endswith(" *") else None
         for each in (*left, *link.pending):

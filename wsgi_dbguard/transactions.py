@@ -95,14 +95,14 @@ def watch(engine: Engine) -> None:
         return
     _watched.add(dialect)
     event.listen(engine, "checkout", _on_checkout)
-    # First: a listener that sends the statement itself keeps it from those after it.
-    event.listen(engine, "do_execute", _on_statement, insert=True)
-    event.listen(engine, "do_executemany", _on_statement, insert=True)
-    event.listen(engine, "do_execute_no_params", _on_statement_alone, insert=True)
-    dialect.do_commit = _told(_on_commit, dialect.do_commit)  # type: ignore[method-assign]
+    event.listen(engine, "do_execute", _on_statement)
+    event.listen(engine, "do_executemany", _on_statement)
+    event.listen(engine, "do_execute_no_params", _on_statement_alone)
+    on_commit = functools.partial(_on_commit, dialect)
+    dialect.do_commit = _told(on_commit, dialect.do_commit)  # type: ignore[method-assign]
     dialect.do_rollback = _told(_on_rollback, dialect.do_rollback)  # type: ignore[method-assign]
     for name in ("do_prepare_twophase", "do_commit_twophase"):  # after the first of them, others may commit it
-        setattr(dialect, name, _told(_on_twophase, getattr(dialect, name)))
+        setattr(dialect, name, _told(lambda connection: on_commit(connection.connection), getattr(dialect, name)))
 
 
 def _told(listener: Callable[[Any], None], method: Callable[..., Any]) -> Callable[..., Any]:
@@ -129,7 +129,7 @@ def _on_statement_alone(cursor: Any, statement: str, context: ExecutionContext) 
     _on_statement(cursor, statement, None, context)
 
 
-def _on_statement(cursor: Any, statement: str, parameters: Any, context: ExecutionContext) -> None:
+def _on_statement(cursor: Any, statement: Any, parameters: Any, context: ExecutionContext) -> None:
     # The hot path: each line is paid for every statement, see tests/benchmarks/cost.py.
     request = current.get()
     if request is None:
@@ -141,6 +141,8 @@ def _on_statement(cursor: Any, statement: str, parameters: Any, context: Executi
         return
     request.statements += 1
     request.committing = None
+    if not isinstance(statement, str):  # drivers take bytes, and texts of a type of their own
+        statement = statement.decode(errors="replace") if isinstance(statement, bytes) else ""
     # Optimization: SQLAlchemy sends the same few texts again and again. Long ones are not worth their memory.
     reads, changes = _judged(statement) if len(statement) <= _CACHED_LENGTH else _judged.__wrapped__(statement)
     if link is not None and link.unseen:
@@ -173,11 +175,7 @@ def _in_autocommit(connection: Connection) -> bool:
         return True  # the driver does not tell: then it must be taken for granted
 
 
-def _on_twophase(connection: Connection) -> None:
-    _on_commit(connection.connection)
-
-
-def _on_commit(proxied: PoolProxiedConnection) -> None:
+def _on_commit(dialect: Dialect, proxied: PoolProxiedConnection) -> None:
     # It comes before the COMMIT is sent: from here on it counts, until the server itself says that it failed.
     request = current.get()
     if request is None:
@@ -187,17 +185,27 @@ def _on_commit(proxied: PoolProxiedConnection) -> None:
     written = _written_on(proxied, request)
     if written is not None:
         request.written(written)
-    if written is not None or not request.safe:
+    if written is not None or not _safe(request) or _hidden(dialect):
         request.note(commits=1)
         request.committing = weakref.ref(proxied)
 
 
 def _written_on(proxied: PoolProxiedConnection, request: Request) -> Connection | None:
     """The Connection by which `request` has written on `proxied`, and has not committed that."""
-    for connection in request.unfinished or ():  # an empty WeakSet is dear to walk
-        if not connection.closed and not connection.invalidated and connection.connection is proxied:
-            return connection
+    for each in request.chain() if request.outer is not None else (request,):
+        for connection in each.unfinished or ():  # an empty WeakSet is dear to walk
+            if not connection.closed and not connection.invalidated and connection.connection is proxied:
+                return connection
     return None
+
+
+def _safe(request: Request) -> bool:
+    return request.safe and (request.outer is None or _safe(request.outer))
+
+
+def _hidden(dialect: Dialect) -> bool:
+    """Whether somebody else listens to statements, and may send some of them instead of SQLAlchemy, unseen by us."""
+    return len(dialect.dispatch.do_execute) > 1 or len(dialect.dispatch.do_executemany) > 1
 
 
 def _on_rollback(proxied: PoolProxiedConnection) -> None:
@@ -213,4 +221,4 @@ def _on_rollback(proxied: PoolProxiedConnection) -> None:
 
 def may_have_written(proxied: PoolProxiedConnection, request: Request) -> bool:
     """Whether what `request` is about to commit on `proxied` may change anything."""
-    return not request.safe or _written_on(proxied, request) is not None
+    return not _safe(request) or _written_on(proxied, request) is not None
