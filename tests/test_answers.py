@@ -86,6 +86,8 @@ def test_retry_after_is_spread_around_the_setting(base: float, low: int, high: i
         ("application/xml", "application/problem+json"),
         ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "text/plain; charset=utf-8"),
         ("TEXT/PLAIN;q=0.5", "text/plain; charset=utf-8"),
+        ("application/problem+json;q=0, text/plain", "text/plain; charset=utf-8"),
+        ("text/html; q=0.0, application/xml", "application/problem+json"),
     ],
 )
 def test_the_kind_is_by_accept(accept: str, kind: str) -> None:
@@ -141,6 +143,17 @@ def test_a_page_that_fails_is_not_missed(started: bool, caplog: pytest.LogCaptur
     assert status == "503 Service Unavailable"
     assert json.loads(body)["type"] == UNAVAILABLE.type
     assert "no template" in caplog.text
+
+
+def test_a_page_that_fails_half_way_is_not_missed_either() -> None:
+    def page(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        start_response("200 OK", [])
+        yield b"half of it"
+        raise LookupError("no template")
+
+    status, _, body = call(DBGuard(lost, ENGINE, render=page), create_environ())
+    assert status == "503 Service Unavailable"
+    assert json.loads(body)["type"] == UNAVAILABLE.type
 
 
 # 409

@@ -121,3 +121,20 @@ def test_statements_that_are_no_text_are_sent_as_ever(statement: Any, postgres: 
     app = DBGuard(site(postgres, engine, ask), engine)
     assert outcome(app) in ("200 OK", "outcome-unknown")
     assert set(seen) == {1}
+
+
+def test_empty_chunks_are_nothing_sent(postgres: PostgreSQL, engine: Engine) -> None:
+    runs: list[int] = []
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        yield b""
+        runs.append(1)
+        with engine.connect() as connection:
+            if len(runs) == 1:
+                postgres.terminate(connection.scalar(text("select pg_backend_pid()")) or 0)
+            connection.execute(text("select 1"))
+        yield b"well"
+
+    assert outcome(DBGuard(app, engine)) == "200 OK"
+    assert len(runs) == 2

@@ -22,22 +22,11 @@ from typing import Any
 from . import arguments
 from .arguments import Argument
 
-__all__ = [
-    "ANYTHING",
-    "COMMIT",
-    "DATABASE",
-    "ROLLBACK",
-    "SAVEPOINT",
-    "TRANSACTION_NAMES",
-    "Change",
-    "changes",
-    "touches",
-]
+__all__ = ["ANYTHING", "COMMIT", "DATABASE", "ROLLBACK", "TRANSACTION_NAMES", "Change", "changes", "touches"]
 
 ANYTHING = "anything"  # not to be put right
 COMMIT = "commit"
-ROLLBACK = "rollback"
-SAVEPOINT = "savepoint"  # or a transaction that begins: what comes next may be rolled back apart from the rest
+ROLLBACK = "rollback"  # of the transaction, or to a savepoint
 DATABASE = "database()"
 _LONGEST = 4096  # characters
 _BEGINNING = 256  # characters: of a longer statement, which is full of data; beyond them calls are looked for
@@ -67,9 +56,10 @@ class _Call:
 
 
 _TOUCHES = re.compile(
-    r"""(?:^|;|\*/|/\*M?!\d*|--[^\n]*\n)\s*(?:set|reset|use|discard|listen|unlisten|lock|unlock|flush|prepare|deallocate
-        |declare|close|commit|end|drop|abort|begin|start|rollback(?!\s+to)|savepoint(?!\s+sa_savepoint_))\b
-    | \b(?:pg_)?temp(?:orary|_\d+)?\b | \bset_config\s*\( | _advisory_(?:un)?lock | \b(?:get|release)_lock | \brelease_all_locks""",
+    r"""(?:^|;|\*/|/\*M?!\d*|--[^\n]*\n)\s*(?:set|reset|use|discard|listen|unlisten|lock|unlock|flush|prepare
+        |deallocate|declare|close|commit|end|rollback|abort|drop)\b
+    | \b(?:pg_)?temp(?:orary|_\d+)?\b | \bset_config\s*\( | _advisory_(?:un)?lock | \b(?:get|release)_lock
+    | \brelease_all_locks""",
     re.IGNORECASE | re.VERBOSE,
 )
 
@@ -181,10 +171,8 @@ def _table(name: str) -> str:
 def _postgresql_other(word: str, rest: str) -> Iterator[Change]:
     if word in ("commit", "end", "prepare"):  # PREPARE TRANSACTION
         yield Change(COMMIT)
-    elif word in ("rollback", "abort") and not re.match(r"(?:(?:work|transaction)\s+)?(?:to|prepared)\b", rest, re.I):
-        yield Change(ROLLBACK, undo=True)
-    elif word in ("savepoint", "begin", "start"):
-        yield Change(SAVEPOINT)
+    elif word in ("rollback", "abort"):
+        yield Change(ROLLBACK)
     elif word == "reset":
         for change in _postgresql_set(rest):
             yield replace(change, reset=True)

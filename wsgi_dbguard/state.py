@@ -1,9 +1,9 @@
 """What a request leaves on a pooled connection by SQL: noted while it runs, see `variables` for what is done about it.
 
 In PostgreSQL a rollback undoes a SET, so what was changed in a transaction counts when that is committed: a request
-that only reads costs nothing. What a request puts right after a savepoint, or in a transaction that has failed, does
-not count: it may not last. A lock counts as given back if it was taken once; so one that was tried for in vain and then
-taken costs the connection. Only statements that SQLAlchemy sends in a request are seen, not those of
+that only reads costs nothing. What was put right before a rollback to a savepoint, or in a transaction that has failed,
+does not count. A lock counts as given back if it was taken once: one that was tried for in vain and then taken costs
+the connection. Only statements that SQLAlchemy sends in a request are seen, not those of
 ``raw_connection()``.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.pool import PoolProxiedConnection
 
-from .changes import ANYTHING, COMMIT, ROLLBACK, SAVEPOINT, Change, changes
+from .changes import ANYTHING, COMMIT, ROLLBACK, Change, changes
 from .link import KEY, Link
 from .request import Request
 
@@ -40,15 +40,12 @@ def note(connection: Connection, statement: str, parameters: Any, request: Reque
             committed(connection.connection)
             continue
         if each.key == ROLLBACK:
-            link.pending.clear()
-            continue
-        if each.key == SAVEPOINT:
-            request.changes = link.pending[SAVEPOINT] = True
+            link.pending = dict.fromkeys(link.pending, True)
             continue
         change = each
         if change.reset and change.key != ANYTHING and link.values.get(change.key, _MISSING) is None:
             change = Change(change.key, undo=True, transactional=True)
-        if change.undo and _may_not_last(connection, link, change):
+        if change.undo and _failed(connection.connection):
             continue
         if change.transactional and transaction is None:
             transaction = _in_transaction(connection)
@@ -65,7 +62,6 @@ def committed(proxied: PoolProxiedConnection) -> None:
     link = _link(proxied)
     if link is not None:
         pending, link.pending = link.pending, {}
-        pending.pop(SAVEPOINT, None)
         if _failed(proxied):  # then a COMMIT rolls back
             return
         for key, changed in pending.items():
@@ -84,19 +80,11 @@ def _link(proxied: PoolProxiedConnection) -> Link | None:
     return link
 
 
-def _may_not_last(connection: Connection, link: Link, undo: Change) -> bool:
-    """Whether `undo`, that is about to be sent, may be rolled back to a savepoint, or be refused."""
-    nested = undo.transactional and (SAVEPOINT in link.pending or connection.in_nested_transaction())
-    return nested or _failed(connection.connection)
-
-
 def _failed(proxied: PoolProxiedConnection) -> bool:
     """Whether its transaction takes nothing but a rollback, as far as its driver (of PostgreSQL) tells."""
     driver: Any = proxied.dbapi_connection
-    status = getattr(
-        getattr(driver, "info", driver), "transaction_status", getattr(driver, "_transaction_status", None)
-    )
-    return status in _FAILED
+    status = getattr(getattr(driver, "info", None), "transaction_status", None)
+    return (status or getattr(driver, "_transaction_status", None)) in _FAILED
 
 
 def _in_transaction(connection: Connection) -> bool:
