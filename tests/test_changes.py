@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from wsgi_dbguard.changes import ANYTHING, COMMIT, DATABASE, changes, touches
+from wsgi_dbguard.changes import ANYTHING, COMMIT, DATABASE, ROLLBACK, changes, touches
 
 NAMES = ("character_set_client", "character_set_results", "character_set_connection", "collation_connection")
 CHARACTERISTICS = ("default_transaction_isolation", "default_transaction_read_only", "default_transaction_deferrable")
@@ -34,13 +34,18 @@ POSTGRESQL: dict[str, tuple[str, ...]] = {
     "create local temporary view mine as select 1": ("temp mine",),
     "create temp table mine on commit drop as select 1": (),
     "select * into temp mine from x": ("temp mine",),
+    "create table if not exists pg_temp.mine (x int)": ("temp mine",),
+    'create sequence "pg_temp".mine': ("temp mine",),
+    "select 1 as a into pg_temp.mine": ("temp mine",),
+    "create table mine as select * from x": (),
+    "drop table public.mine, pg_temp.mine": ("-temp public.mine", "-temp mine"),
     "insert into temp values (1)": (),
     "select temp from weather": (),
     'drop table if exists mine, "yours" cascade': ("-temp mine", "-temp yours"),
     "listen jobs": ("listen jobs",),
     "unlisten *": ("-listen *",),
     "prepare p (int) as select $1": ("prepared p",),
-    "prepare transaction 'x'": (),
+    "prepare transaction 'x'": (COMMIT,),
     "deallocate p": ("-prepared p",),
     "deallocate all": ("-prepared *",),
     "declare c cursor with hold for select 1": ("cursor c",),
@@ -51,18 +56,38 @@ POSTGRESQL: dict[str, tuple[str, ...]] = {
     "discard all": ("-temp *", "-prepared *", "-listen *", "-lock *", "-cursor *", ANYTHING),
     "lock table x": (),
     "select pg_advisory_lock(1, 2)": ("lock 1, 2",),
-    "select pg_try_advisory_lock_shared(42)": ("lock 42",),
+    "select pg_try_advisory_lock_shared(42)": ("lock 42 shared",),
+    "select pg_advisory_unlock_shared(42)": ("-lock 42 shared",),
+    "select pg_advisory_lock(42), pg_advisory_lock(42) /* from here; twice */": ("lock ?", "lock ?"),
+    "select pg_advisory_lock(g) from generate_series(1, 3) g": ("lock ?",),
+    "select pg_advisory_lock(42) from x": ("lock ?",),
+    "select pg_advisory_lock(hashtext('a'))": ("lock ?",),
+    "select '--', pg_advisory_lock(42)": ("lock ?",),
+    "select pg_advisory_unlock(g) from generate_series(1, 3) g": (),
+    "select pg_advisory_unlock(42) where false": (),
+    "select 1 -- pg_advisory_unlock(42)": (),
+    "select pg_advisory_unlock(42) /* from a view */": ("-lock 42",),
+    "insert into x values ('pg_advisory_unlock(42)')": (),
+    "insert into x values ('; discard temp; drop table b')": (),
     "select pg_advisory_xact_lock(42)": (),
     "select pg_advisory_unlock(42)": ("-lock 42",),
     "select pg_advisory_unlock_all()": ("-lock *",),
     "commit": (COMMIT,),
-    "rollback": (),
+    "rollback": (ROLLBACK,),
+    "rollback to savepoint s": (ROLLBACK,),
+    "savepoint s": (),
     "select 1": (),
     "update x set a = 1": (),
 }
 MYSQL: dict[str, tuple[str, ...]] = {
     "SET sql_mode = ''": ("sql_mode",),
     "set local sql_mode = ''": ("sql_mode",),
+    "/*!40101 SET sql_mode = '' */": ("sql_mode",),
+    "/*M!100100 set a = 1 */; /*!40101 SET @b = 1, c = 2 */;": ("a", "@b", "c"),
+    "/* one; two */ set a = 1": ("a",),
+    "set a = '*/5'": ("a",),
+    "create temporary table db.mine (x int)": ("temp db.mine",),
+    "drop table db.mine": ("-temp db.mine",),
     "set a = 1, @b := (select 1, 2), global c = 3, @@session.d = 'e,f', g = 1": ("a", "@b", "d"),
     "set @@global.a = 1, @@b = 1": ("b",),
     "set persist a = 1": (),
@@ -134,7 +159,34 @@ def test_a_lock_is_known_by_its_parameters() -> None:
     assert keys(unlock, "postgresql", {"key": 42}) == ("-lock 42",)
 
 
+def test_only_a_statement_of_its_own_resets() -> None:
+    assert [each.reset for each in changes("reset a;", None, "postgresql")] == [True]
+    assert [each.reset for each in changes("insert into x values ('; reset a')", None, "postgresql")] == [False]
+
+
+def test_a_list_of_parameters_gives_no_lock_back() -> None:
+    """The driver executes it once for each."""
+    lock, unlock = "select pg_advisory_lock(%s)", "select pg_advisory_unlock(%s)"
+    assert keys(lock, "postgresql", [(1,), (2,)]) == ("lock ?",)
+    assert keys(unlock, "postgresql", [(1,)]) == ()
+
+
 def test_of_a_long_statement_only_the_beginning_is_read() -> None:
     data = ", ".join(["('a value')"] * 1000)
-    assert not touches(f"insert into x values {data}, ('set_config(')")
+    assert not touches(f"insert into x values {data}, ('set a = 1')")
     assert touches(f"set a = 1; insert into x values {data}")
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        ("SET_CONFIG('a', '1', false)", (ANYTHING,)),
+        ("pg_advisory_lock(1)", ("lock ?",)),
+        ("pg_advisory_unlock(1)", ()),
+        ("get_lock('a', 1)", ("lock ?",)),
+    ],
+)
+def test_in_a_long_statement_a_call_is_found_and_none_undoes_anything(call: str, expected: tuple[str, ...]) -> None:
+    statement = f"select /* {'x' * 5000} */ {call}"
+    assert keys(statement, "postgresql") == expected
+    assert touches(statement) or not expected

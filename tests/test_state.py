@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Engine, event, func, select, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from werkzeug.test import create_environ
 
@@ -147,6 +148,7 @@ UNDONE = [
     ["prepare mine as select 1", "deallocate mine"],
     ["select 1", "create temporary table other (x int)", "drop table other"],
     ["listen jobs", "unlisten jobs"],
+    ["savepoint s", "create temporary table other (x int)", "drop table other", "release savepoint s"],
 ]
 
 
@@ -158,6 +160,108 @@ def test_what_a_request_undoes_costs_nothing(engine: Engine, statements: list[st
         request(executes(engine, *statements, commit=len(statements) > 1), engine)
         assert ask(engine, "select pg_backend_pid()") == pid
     assert pool_guard.stats()["restored"] == 0
+
+
+LOCKS = "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"
+LOCKED_TWICE = [
+    ["select pg_advisory_lock(42)"] * 2 + ["select pg_advisory_unlock(42)"],
+    ["select pg_advisory_lock(42), pg_advisory_lock(42)", "select pg_advisory_unlock(42)"],
+    ["select pg_advisory_lock(42)", "select pg_advisory_lock_shared(42)", "select pg_advisory_unlock(42)"],
+    ["select pg_advisory_lock(g) from generate_series(1, 3) g", "select pg_advisory_unlock(2)"],
+    ["select pg_advisory_lock(42) from generate_series(1, 3)", "select pg_advisory_unlock(42)"],
+]
+
+
+@pytest.mark.parametrize("statements", LOCKED_TWICE, ids=[", ".join(each) for each in LOCKED_TWICE])
+def test_a_lock_that_was_given_back_less_often_than_taken_does_not_stay(engine: Engine, statements: list[str]) -> None:
+    executes(engine, *statements)()
+    assert ask(engine, LOCKS) > 0
+    engine.dispose()
+    request(executes(engine, *statements), engine)
+    assert ask(engine, LOCKS) == 0
+
+
+@pytest.mark.parametrize("keys", [(42,), (1, 2)])
+def test_a_lock_that_was_given_back_by_functions_with_parameters_costs_nothing(
+    engine: Engine, keys: tuple[int, ...]
+) -> None:
+    def work() -> None:
+        with Session(engine) as session, session.begin():
+            for _ in range(2):
+                session.execute(select(func.pg_advisory_lock(*keys)))
+                with session.begin_nested():
+                    assert session.scalar(select(func.pg_advisory_unlock(*keys)))
+
+    pid = ask(engine, "select pg_backend_pid()")
+    request(work, engine)
+    assert ask(engine, LOCKS) == 0
+    assert ask(engine, "select pg_backend_pid()") == pid
+
+
+def test_a_lock_is_not_given_back_in_a_transaction_that_has_failed(engine: Engine) -> None:
+    def work() -> None:
+        with engine.connect() as connection:
+            connection.exec_driver_sql("select pg_advisory_lock(42)")
+            with pytest.raises(DBAPIError, match="zero"):
+                connection.exec_driver_sql("select 1 / 0")
+            with pytest.raises(DBAPIError, match="abort"):
+                connection.exec_driver_sql("select pg_advisory_unlock(42)")
+
+    work()
+    assert ask(engine, LOCKS) == 1
+    engine.dispose()
+    request(work, engine)
+    assert ask(engine, LOCKS) == 0
+
+
+UNDONE_IN_VAIN = [
+    ("set statement_timeout = 4321", "reset statement_timeout", "show statement_timeout"),
+    ("create temp table mine (x int)", "drop table mine", "select to_regclass('pg_temp.mine')::text"),
+    ("create temp table mine (x int)", "discard temp", "select to_regclass('pg_temp.mine')::text"),
+    ("listen jobs", "unlisten jobs", "select string_agg(c, ',') from pg_listening_channels() c"),
+]
+
+
+@pytest.mark.parametrize("way", ["savepoint", "savepoint by text", "rollback", "rollback by text", "failed"])
+@pytest.mark.parametrize(("change", "undo", "question"), UNDONE_IN_VAIN, ids=[each[1] for each in UNDONE_IN_VAIN])
+def test_an_undo_that_is_rolled_back_does_not_count(
+    engine: Engine, change: str, undo: str, question: str, way: str
+) -> None:
+    def work() -> None:
+        with engine.connect() as connection:
+            connection.exec_driver_sql(change)
+            if not way.startswith("savepoint"):
+                connection.commit()
+            nested = connection.begin_nested() if way == "savepoint" else None
+            if way == "savepoint by text":
+                connection.exec_driver_sql("savepoint s")
+            connection.exec_driver_sql(undo)
+            if nested:
+                nested.rollback()
+            elif way == "savepoint by text":
+                connection.exec_driver_sql("rollback to s")
+            elif way == "failed":
+                with pytest.raises(DBAPIError):
+                    connection.exec_driver_sql("select 1 / 0")
+            elif way == "rollback by text":
+                connection.exec_driver_sql("rollback")
+            else:
+                connection.rollback()
+            try:
+                connection.commit()
+            except DBAPIError:  # some drivers tell that it was a rollback
+                assert way == "failed"
+
+    clean = ask(engine, question)
+    for _ in range(3):  # at first it is not known what the setting was
+        request(work, engine)
+        assert ask(engine, question) == clean
+
+
+def test_a_table_that_hides_behind_a_temporary_one_is_another(engine: Engine, postgres: PostgreSQL) -> None:
+    postgres.query("create table if not exists public.hidden (x int)")
+    request(executes(engine, "create table pg_temp.hidden (x int)", "drop table public.hidden"), engine)
+    assert ask(engine, "select to_regclass('pg_temp.hidden')::text") is None
 
 
 @pytest.mark.parametrize("guarded", [False, True])

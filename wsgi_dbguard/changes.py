@@ -97,16 +97,19 @@ def changes(statement: str, parameters: Any, dialect: str) -> tuple[Change, ...]
 @lru_cache(maxsize=256)
 def _parse(statement: str, postgresql: bool) -> tuple[Change | _Call, ...]:
     found: list[Change | _Call] = []
-    statement = _COMMENTS.sub(" ", statement if postgresql else _EXECUTED_COMMENTS.sub(r" \1 ", statement))
-    parts = [text for part in statement.split(";") if (text := part.strip())]
+    if not postgresql:
+        statement = _EXECUTED_COMMENTS.sub(r" \1 ", statement)
+    parts = [text for part in statement.split(";") if (text := _COMMENTS.sub(" ", part).strip())]
     for text in parts:
         word = text.split(None, 1)[0].lower()
         rest = text[len(word) :].strip()
         if word == "set":
             found += _postgresql_set(rest) if postgresql else _mysql_set(rest)
         else:
-            found += (each for each in _other(word, rest, text, postgresql) if not each.undo or len(parts) == 1)
-    plain = len(parts) == 1 and not _CONDITIONAL.search(statement)
+            others = _other(word, rest, text, postgresql)
+            found += others if len(parts) == 1 else (replace(each, reset=False) for each in others if not each.undo)
+    calls = _CALLS.findall(statement)  # in a comment as well, for what looks like one may be in quotes
+    plain = len(parts) == 1 and not _CONDITIONAL.search(parts[0]) and _CALLS.findall(parts[0]) == calls
     for match in _CALLS.finditer(statement):
         found.append(_Call(match[1].lower(), arguments.parse(statement, match.end()), plain))
     return tuple(found)
@@ -114,7 +117,7 @@ def _parse(statement: str, postgresql: bool) -> tuple[Change | _Call, ...]:
 
 _EXECUTED_COMMENTS = re.compile(r"/\*M?!\d*(.*?)\*/", re.DOTALL)  # by MySQL and MariaDB
 _CONDITIONAL = re.compile(r"\b(?:from|where|having|limit|case|if|coalesce|and|or|values|explain)\b", re.IGNORECASE)
-_COMMENTS = re.compile(r"/\*.*?\*/|--[^\n]*(?:\n|$)", re.DOTALL)
+_COMMENTS = re.compile(r"/\*.*?\*/|^(?:(?!/\*)[^'\"])*\*/|--[^\n]*(?:\n|$)", re.DOTALL)
 _CALLS = re.compile(
     r"\b(set_config|pg_(?:try_)?advisory_lock(?:_shared)?|pg_advisory_unlock(?:_shared|_all)?"
     r"|get_lock|release_lock|release_all_locks)\s*\(",

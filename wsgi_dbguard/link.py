@@ -98,7 +98,6 @@ class Link:
         "session",
         "taken",
         "taken_at",
-        "unseen",
         "used",
         "users",
         "uses",
@@ -142,7 +141,6 @@ class Link:
         self.doomed: str | None = None  # why it is not to be handed out again; or SUSPECT
         self.used = self.born  # the last checkout
         self.uses = 0  # checkouts
-        self.unseen = False  # since its last checkout, no statement of SQLAlchemy's Connection was sent on it
         self.running: Running | None = None  # the statement of a request whose time in the database is limited
         # At this moment or before, where one connection has several (StaticPool).
         self.users: weakref.WeakSet[PoolProxiedConnection] = weakref.WeakSet()

@@ -3,8 +3,7 @@
 In PostgreSQL a rollback undoes a SET, so what was changed in a transaction counts when that is committed: a request
 that only reads costs nothing. What was put right before a rollback to a savepoint, or in a transaction that has failed,
 does not count. A lock counts as given back if it was taken once: one that was tried for in vain and then taken costs
-the connection. Only statements that SQLAlchemy sends in a request are seen, not those of
-``raw_connection()``.
+the connection. Only statements that SQLAlchemy sends in a request are seen, not those of ``raw_connection()``.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def note(connection: Connection, statement: str, parameters: Any, request: Reque
             committed(connection.connection)
             continue
         if each.key == ROLLBACK:
-            link.pending = dict.fromkeys(link.pending, True)
+            link.pending = dict.fromkeys(link.pending, True)  # what was put right may be back
             continue
         change = each
         if change.reset and change.key != ANYTHING and link.values.get(change.key, _MISSING) is None:

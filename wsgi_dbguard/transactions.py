@@ -22,18 +22,19 @@ from __future__ import annotations
 
 import functools
 import re
+import sys
 import weakref
 from collections.abc import Callable
 from functools import lru_cache
+from types import FrameType
 from typing import Any
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import Dialect, ExecutionContext
-from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+from sqlalchemy.pool import PoolProxiedConnection
 
 from . import state
 from .changes import touches
-from .link import KEY
 from .request import Request, current
 
 __all__ = ["commits_by_itself", "may_have_written", "only_reads", "watch"]
@@ -116,13 +117,27 @@ def _told(listener: Callable[[Any], None], method: Callable[..., Any]) -> Callab
     return told
 
 
-def _on_checkout(dbapi_connection: Any, entry: ConnectionPoolEntry, proxy: Any) -> None:
+def _on_checkout(*ignored: Any) -> None:
     request = current.get()
-    if request is not None:
+    if request is not None and not _is_connections():
         request.note(unseen=1)
-        link = entry.info.get(KEY)
-        if link is not None:
-            link.unseen = True
+
+
+# A Connection takes its connection when it is made, and once more after that one was invalidated.
+_CONNECTIONS = frozenset({Connection.__init__.__code__, Connection._revalidate_connection.__code__})
+_NEAR = 12  # frames; SQLAlchemy's own are five
+
+
+def _is_connections() -> bool:
+    """Whether it is a Connection that takes this one from the pool. An event would tell as well, see above."""
+    frame: FrameType | None = sys._getframe(2)
+    for _ in range(_NEAR):
+        if frame is None:
+            return False
+        if frame.f_code in _CONNECTIONS:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _on_statement_alone(cursor: Any, statement: str, context: ExecutionContext) -> None:
@@ -136,7 +151,7 @@ def _on_statement(cursor: Any, statement: Any, parameters: Any, context: Executi
         return
     connection = context.root_connection
     try:
-        link = connection.connection.info.get(KEY)
+        connection.connection.info  # noqa: B018
     except NotImplementedError:  # the dialect's own questions on the very first connection, which has no pool entry yet
         return
     request.statements += 1
@@ -145,9 +160,6 @@ def _on_statement(cursor: Any, statement: Any, parameters: Any, context: Executi
         statement = statement.decode(errors="replace") if isinstance(statement, bytes) else ""
     # Optimization: SQLAlchemy sends the same few texts again and again. Long ones are not worth their memory.
     reads, changes = _judged(statement) if len(statement) <= _CACHED_LENGTH else _judged.__wrapped__(statement)
-    if link is not None and link.unseen:
-        link.unseen = False
-        request.note(unseen=-1)  # it was a Connection that took it
     if reads and not changes and request.safe:
         return
     if changes and request.heals:

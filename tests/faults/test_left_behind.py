@@ -56,6 +56,7 @@ LEFTOVERS: list[tuple[list[str], str]] = [
     (["set autocommit = 1"], "select @@autocommit"),
     (["set session transaction isolation level read uncommitted"], "select @@tx_isolation"),
     (["set session transaction read only"], "select @@tx_read_only"),
+    (["/*!40101 SET sql_mode = 'ANSI' */"], "select @@sql_mode"),
 ]
 
 
@@ -275,3 +276,5 @@ def test_locks_do_not_outlive_their_request(
     assert look(engine, number)[1] == first
     serve(DBGuard(works(lambda: leave(lock)), engine))
     assert look(engine, number)[1] != first
+    serve(DBGuard(works(lambda: leave(lock, lock, unlock)), engine))
+    assert not look(engine, "select is_used_lock('left') = connection_id()")[1]
