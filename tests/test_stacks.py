@@ -15,6 +15,7 @@ def test_a_place_is_the_line_outside_sqlalchemy() -> None:
     traces: list[Trace] = []
     event.listen(engine, "connect", lambda connection, entry: traces.append(place()))
     engine.connect().close()
+    engine.dispose()
     # The listener itself is a line of this file.
     assert render(traces[0]).startswith(f"{__file__}:")
     assert "\n" not in render(traces[0])
