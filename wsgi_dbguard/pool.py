@@ -144,7 +144,7 @@ class PoolGuard:
 
     def _before_connect(self, dialect: Dialect, entry: Any, args: Any, keywords: dict[str, Any]) -> None:
         if self.config.connect_timeout is not None:
-            connecting.bound(dialect.driver, args, keywords, self.config.connect_timeout)
+            connecting.bound(getattr(dialect, "driver", ""), args, keywords, self.config.connect_timeout)
 
     def _on_connect(self, connection: Any, entry: ConnectionPoolEntry) -> None:
         self._adopt(registry.link_of(connection, entry))
