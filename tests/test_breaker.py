@@ -375,3 +375,15 @@ def test_an_attempt_that_is_older_than_anothers_success_says_nothing(clock: Cloc
     with pytest.raises(psycopg2.OperationalError):
         here.connect(late)
     assert not here.away
+
+
+def test_who_waited_and_meets_the_next_outage_waits_on(database: Database, crowd: Callable[..., Future[Any]]) -> None:
+    away = breaker(hold=600.0, retry_after=0.1)
+    database.up = False
+    caller = crowd(away.connect, database)
+    until(lambda: away.waiting + (away._probing is not None) == 1)
+    away._reached()  # for somebody else; the caller's own attempt fails
+    attempts = database.attempts
+    until(lambda: database.attempts > attempts + 2)
+    database.up = True
+    assert caller.result(60.0) > attempts

@@ -181,3 +181,20 @@ def test_the_application_meets_an_error_of_its_own_kind(site: Any) -> None:
     assert post(DBGuard(notes, app.engine)) == (503, "outcome-unknown")
     assert [type(error) for error in met] == [OutcomeUnknown]
     assert met[0].connection_invalidated
+
+
+def test_a_server_that_refuses_to_tell_loses_no_row_in_silence(
+    site: Any, postgres: PostgreSQL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails aborts the transaction, and a COMMIT of that is a ROLLBACK which says nothing."""
+    app, guarded = site(lose_reply)
+    app.lose = None
+    with monkeypatch.context() as patch:
+        patch.setattr(settle, "_IDENTIFY", "select no_such_function()")
+        with pytest.raises(DBAPIError, match="no_such_function"):
+            post(guarded)
+    assert rows(postgres) == 0
+    app.engine.dialect.server_version_info = (12, 0)
+    monkeypatch.setattr(settle, "_IDENTIFY", "select no_such_function()")
+    assert post(guarded) == (201, "well")
+    assert rows(postgres) == 1

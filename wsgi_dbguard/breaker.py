@@ -113,10 +113,10 @@ class Breaker:
         again = retried = False
         entered = monotonic()
         while True:
-            began = monotonic()
             if self._since is not None or self._waiters:
                 patience = self._patience() if patience is None else patience
                 patience = self._admit(patience, first=again)
+            began = monotonic()  # of the attempt, not of the waiting for it
             try:
                 connection = create()
             except Exception as error:

@@ -44,7 +44,7 @@ _HISTORY = (
 )
 _IDENTIFY = f"SELECT pg_current_xact_id_if_assigned()::text, {_HISTORY}"
 _ASK = f"SELECT pg_xact_status('{{id}}'::xid8), {_HISTORY}"
-_watched: weakref.WeakSet[Engine] = weakref.WeakSet()
+_watched: weakref.WeakSet[Dialect] = weakref.WeakSet()  # of an engine and its execution_options() copies
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,9 @@ def settle(engine: Engine, config: GuardConfig) -> None:
 
     For PostgreSQL; with other databases nothing changes.
     """
-    if engine.dialect.name != "postgresql" or engine in _watched:
+    if engine.dialect.name != "postgresql" or engine.dialect in _watched:
         return
-    _watched.add(engine)
+    _watched.add(engine.dialect)
     found, seconds = weakref.ref(engine), config.ping_timeout
     dialect, do_commit = engine.dialect, engine.dialect.do_commit
 
@@ -84,7 +84,14 @@ def settle(engine: Engine, config: GuardConfig) -> None:
 
 
 def _identify(dialect: Dialect, connection: PoolProxiedConnection) -> None:
-    """Ask for the id of the transaction that is about to be committed."""
+    """Ask for the id of the transaction that is about to be committed.
+
+    Raises:
+        Exception: the driver's, if the server refuses to tell. It has aborted the transaction then, and would take the
+            COMMIT for a ROLLBACK without a word.
+    """
+    if (getattr(dialect, "server_version_info", None) or ()) < (13,):
+        return
     request = current.get()
     # Before or after `transactions` has seen the same commit.
     committing = None if request is None or request.committing is None else request.committing()
@@ -95,9 +102,11 @@ def _identify(dialect: Dialect, connection: PoolProxiedConnection) -> None:
             cursor.execute(_IDENTIFY)
             number, history = cursor.fetchone() or (None, None)
     except Exception as error:
-        # The COMMIT will meet the same. Where the connection is gone, it never reaches the server.
-        if _lost(dialect, error, connection):
-            connection.info[_KEY] = _Transaction("")
+        if not _lost(dialect, error, connection):
+            # SQLAlchemy takes a transaction whose COMMIT has failed for ended, and would not roll it back.
+            dialect.do_rollback(connection)
+            raise
+        connection.info[_KEY] = _Transaction("")  # the COMMIT will meet the same, and never reach the server
         return
     if number is not None:
         connection.info[_KEY] = _Transaction(number, history)
