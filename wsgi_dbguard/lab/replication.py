@@ -43,7 +43,10 @@ class Standby(PostgreSQL):
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._give(self.directory)
         source = f"host={self._primary.socket_directory} port={self._primary.port} user={NAME}"
-        options = ["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "--wal-method=stream"]
+        # The slot has the primary keep what this standby has not received yet, also while it is away: the next
+        # checkpoint, of the next standby's copy for example, would remove it, and this one would never catch up.
+        slot = ["--create-slot", f"--slot=standby_{self.port}"]
+        options = ["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "--wal-method=stream", *slot]
         with self._run(self._bin / "pg_basebackup", "-D", self.directory, "-d", source, *options) as backup:
             if backup.wait(120.0):
                 raise RuntimeError(f"pg_basebackup failed:\n{backup.output(last=20)}")
