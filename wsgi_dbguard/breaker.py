@@ -9,7 +9,8 @@ Waiting is for outages that are over soon: a restart, a failover. Who comes whil
 waits for at most `hold` seconds, in the order of coming; in an older one nobody begins to wait any more, so that an
 outage that lasts does not fill the server with waiting requests. There is no thread: the first in the queue sends the
 probe. When it succeeds it wakes two others, each of which wakes two more when it is connected: nobody waits for a
-timer, and the server does not meet all of them at once.
+timer, and the server does not meet all of them at once. Who waits keeps its place in the pool; callers for whom the
+pool has no place left wait no longer than the others do, see `places`.
 
 It works around the pool's creator, so that it is right for engines with ``creator=`` and with listeners to
 ``do_connect`` as well: both run again for each attempt.
@@ -26,12 +27,14 @@ from os import getpid
 from time import monotonic
 from typing import Any
 
-from sqlalchemy.pool import ConnectionPoolEntry, Pool
+from sqlalchemy import Engine
+from sqlalchemy.pool import ConnectionPoolEntry
 
-from . import failures
+from . import failures, tally
 from .config import GuardConfig
 from .errors import DatabaseUnavailable
 from .failures import Failure
+from .places import Places
 from .request import current
 
 __all__ = ["Breaker"]
@@ -59,11 +62,13 @@ class Breaker:
     def __init__(self, name: str, config: GuardConfig) -> None:
         self.name = name
         self.config = config
+        self.opened: Callable[[float], object] | None = None  # told how many seconds it took to open a connection
+        self._places = Places(self)
         self.reset()
 
     def reset(self) -> None:
         """As in a process that has not tried yet, such as after a fork."""
-        self._lock = threading.Lock()  # nothing under it waits, or calls what may
+        self.lock = threading.Lock()  # nothing under it waits, or calls what may
         self._since: float | None = None  # when it went away, `time.monotonic()` seconds
         self._error: BaseException | None = None  # what the last attempt met
         self._probing: float | None = None  # when the probe that is on its way was sent
@@ -71,6 +76,7 @@ class Breaker:
         self._reached_at = float("-inf")
         self._failures = 0  # in a row
         self._waiters: deque[_Waiter] = deque()
+        self._places.reset()
         self.outages = 0
         self.refused = 0  # callers that were told at once, or waited in vain
         self.held = 0  # callers that waited
@@ -83,14 +89,15 @@ class Breaker:
     @property
     def waiting(self) -> int:
         """How many callers wait for the database now."""
-        return len(self._waiters)
+        return len(self._waiters) + self._places.waiting
 
-    def install(self, pool: Pool) -> None:
-        """Have `pool`, and the pools that `Engine.dispose` makes of it, open their connections by way of this."""
+    def install(self, engine: Engine) -> None:
+        """Have its pool, and those that `Engine.dispose` makes of it, open their connections by way of this."""
         # SQLAlchemy has no public hook around the opening of a connection, only before and after it. A pool that is
         # shared by two engines has one breaker.
-        if not hasattr(pool._creator, "breaker"):
-            pool._creator = self._around(pool._invoke_creator)
+        if not hasattr(engine.pool._creator, "breaker"):
+            engine.pool._creator = self._around(engine.pool._invoke_creator)
+            self._places.of(engine)
 
     def _around(self, create: Callable[[ConnectionPoolEntry], Any]) -> Callable[..., Any]:
         # The very signature by which SQLAlchemy knows a creator that wants its record.
@@ -114,7 +121,7 @@ class Breaker:
         entered = monotonic()
         while True:
             if self._since is not None or self._waiters:
-                patience = self._patience() if patience is None else patience
+                patience = self.patience() if patience is None else patience
                 patience = self._admit(patience, first=again)
             began = monotonic()  # of the attempt, not of the waiting for it
             try:
@@ -135,7 +142,7 @@ class Breaker:
                     retried = True
                     continue
                 self._failed(error)
-                patience = self._patience() if patience is None else patience
+                patience = self.patience() if patience is None else patience
                 if patience <= 0 or self._is_old(entered):
                     raise
                 again = True
@@ -143,13 +150,15 @@ class Breaker:
                 self._interrupted()
                 raise
             else:
+                if self.opened is not None:
+                    self.opened(monotonic() - began)
                 self._reached()
                 return connection
 
     # What the callers meet
 
-    def _patience(self) -> float:
-        """For how many seconds this caller may wait, if it has to."""
+    def patience(self) -> float:
+        """For how many seconds the present caller may wait, if it has to."""
         request = current.get()
         return self.config.hold - (0.0 if request is None else request.held)
 
@@ -159,7 +168,7 @@ class Breaker:
         `first`: it has tried already, so it goes to the front of the queue.
         """
         began = monotonic()
-        with self._lock:
+        with self.lock:
             if self._since is None and not self._waiters:
                 return patience
             if not self._waiters and self._probe_is_due(began):
@@ -170,14 +179,14 @@ class Breaker:
             if waiter is None:
                 if self._since is None:
                     return patience  # it is back: who cannot wait for a turn need not
-                self.refused += 1
             elif first:
                 self._waiters.appendleft(waiter)
             else:
                 self.held += 1
                 self._waiters.append(waiter)
         if waiter is None:
-            raise self._unavailable()
+            raise self.refuse()
+        tally.changed()  # now: it may be long
         try:
             self._wait(waiter, began + patience)
         finally:
@@ -194,7 +203,7 @@ class Breaker:
             DatabaseUnavailable: if `until` has come and it is not.
         """
         while True:
-            with self._lock:
+            with self.lock:
                 now = monotonic()
                 if waiter.go:
                     return
@@ -205,7 +214,6 @@ class Breaker:
                     self._waiters.remove(waiter)
                     self._wake_first()
                     in_vain = not probe and self._since is not None
-                    self.refused += in_vain
                     break
                 pause = until - now
                 if is_first and self._since is not None:
@@ -218,11 +226,11 @@ class Breaker:
                 self._leave(waiter)
                 raise
         if in_vain:
-            raise self._unavailable()
+            raise self.refuse()
 
     def _leave(self, waiter: _Waiter) -> None:
         """An interrupt took `waiter` away: what it was given is for the next one."""
-        with self._lock:
+        with self.lock:
             if not waiter.go:
                 self._waiters.remove(waiter)
                 self._wake_first()
@@ -236,7 +244,10 @@ class Breaker:
     def _is_old(self, now: float) -> bool:
         return self._since is not None and now - self._since >= self.config.hold
 
-    def _unavailable(self) -> DatabaseUnavailable:
+    def refuse(self) -> DatabaseUnavailable:
+        """The error for a caller that is told at once, or has waited in vain."""
+        with self.lock:
+            self.refused += 1
         since, error = self._since, self._error
         unavailable = DatabaseUnavailable(None, None, error or ConnectionError("no connection could be opened"))
         unavailable.add_detail(f"{self.name} has been away for {monotonic() - (since or monotonic()):.1f} s")
@@ -249,11 +260,12 @@ class Breaker:
 
     def _failed(self, error: Exception) -> None:
         now = monotonic()
-        with self._lock:
+        with self.lock:
             news = self._since is None
             if news:
                 self._since = now
                 self.outages += 1
+                self._places.watch()
             self._probing = None
             self._next_probe = now + self._pause()
             self._error = _without_frames(error)
@@ -274,8 +286,9 @@ class Breaker:
         self._reached_at = monotonic()
         if self._since is None and not self._waiters:
             return
-        with self._lock:
+        with self.lock:
             since, self._since = self._since, None
+            self._places.free()
             self._probing = None
             self._failures = 0
             self._error = None
@@ -288,7 +301,7 @@ class Breaker:
         self._release(2)
 
     def _interrupted(self) -> None:
-        with self._lock:
+        with self.lock:
             self._probing = None
             self._wake_first()
             away = self._since is not None
@@ -296,7 +309,7 @@ class Breaker:
             self._release(1)
 
     def _release(self, count: int) -> None:
-        with self._lock:
+        with self.lock:
             for _ in range(min(count, len(self._waiters))):
                 waiter = self._waiters.popleft()
                 waiter.go = True

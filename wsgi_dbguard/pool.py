@@ -33,7 +33,7 @@ from sqlalchemy import Engine, event, exc
 from sqlalchemy.engine import Dialect, ExceptionContext
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool, SingletonThreadPool, StaticPool
 
-from . import canceller, connecting, failures, flags, fork, housekeeping, liveness, quirks, registry, sockets
+from . import canceller, connecting, failures, flags, fork, housekeeping, liveness, quirks, registry, sockets, tally
 from .breaker import Breaker
 from .config import GuardConfig
 from .errors import OutcomeUnknown
@@ -66,9 +66,10 @@ class PoolGuard:
         # SQLite has no server to lose, and async drivers live on an event loop that is not WSGI's.
         if engine.dialect.name != "sqlite" and not engine.dialect.is_async:
             event.listen(engine, "do_connect", self._before_connect)
+            connecting.install(engine.dialect, lambda: self.config.connect_timeout)
             event.listen(engine, "connect", self._on_connect)
             event.listen(engine, "handle_error", self._on_error)
-            self.breaker.install(engine.pool)
+            self.breaker.install(engine)
             # Before the user's own listeners, which may want to use the connection.
             shared = isinstance(engine.pool, StaticPool)
             event.listen(engine, "checkout", self._on_shared_checkout if shared else self._on_checkout, insert=True)
@@ -96,6 +97,7 @@ class PoolGuard:
         self.breaker.reset()
         self._counts: Counter[str] = Counter()
         self._replaced: Counter[str] = Counter()
+        self._retired: Counter[str] = Counter()
         self._past_checkouts = 0  # of links that are gone
         self._look_pause = _LOOK_PAUSES[0]  # for how long after a failover was seen none is looked for
         self._look_again = -_INFINITE
@@ -109,20 +111,22 @@ class PoolGuard:
         did not answer), ``condemned`` (older than a dead one), ``max_lifetime``, ``idle_timeout``, ``read_only``
         (failover), ``deadline`` (a query on it was cancelled), ``changed`` (a request left settings, locks or temporary
         tables on it), ``forked``; ``restored`` is how many got their settings back instead, ``retired`` how many were
-        closed while they lay idle. ``away``: the database could not be reached when it was last tried; ``waiting`` is
+        closed while they lay idle (``retired_by_cause``). ``away``: the database could not be reached when it was last tried; ``waiting`` is
         how many wait for it now, ``held`` how many have done so, and ``refused`` how many were told at once or waited
         in vain, see `breaker`.
         """
+        # In this order: one that is just being closed is missing from the sum for a moment, and never counted twice.
+        past = self._past_checkouts
         mine = self.links()
         return {
             "pid": getpid(),
             "connections": len(mine),
             "idle": sum(not link.in_use for link in mine),
-            "checkouts": self._past_checkouts + sum(link.uses for link in mine),
+            "checkouts": past + sum(link.uses for link in mine),
             "connects": self._counts["connects"],
             "pings": self._counts["pings"],
             "restored": self._variables.restored,
-            "retired": self._counts["retired"],
+            "retired": self._retired.total(),
             "invalidations": self._counts["invalidations"],
             "away": self.breaker.away,
             "outages": self.breaker.outages,
@@ -130,6 +134,7 @@ class PoolGuard:
             "held": self.breaker.held,
             "refused": self.breaker.refused,
             "replaced": dict(self._replaced),
+            "retired_by_cause": dict(self._retired),
         }
 
     def links(self) -> list[Link]:
@@ -229,6 +234,7 @@ class PoolGuard:
         with self._lock:
             link.doomed = link.doomed or "closed"  # by SQLAlchemy: not to be closed by housekeeping at the same time
             self._past_checkouts += link.uses
+        tally.changed()
 
     def _on_error(self, context: ExceptionContext) -> OutcomeUnknown | None:
         """A statement failed. SQLAlchemy invalidates a connection that broke; its siblings are condemned here.
@@ -424,7 +430,7 @@ class PoolGuard:
             # Not `entry.invalidate()`: SQLAlchemy looks into an entry more than once at checkout, and fails when it is
             # emptied in between; and not "soft", which goes by the wall clock.
             entry.dbapi_connection = Retired(connection)  # type: ignore[misc]
-            self._counts["retired"] += 1
+            self._retired[cause] += 1
         logger.info("%s: process %d: closing %s: %s", self.name, getpid(), link, cause)
         # At the next checkout SQLAlchemy closes it once more, and some drivers raise then (PyMySQL: "Already closed").
         # Those in C, that take no attribute, do not.
