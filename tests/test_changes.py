@@ -61,7 +61,15 @@ POSTGRESQL: dict[str, tuple[str, ...]] = {
     "select pg_advisory_lock(42), pg_advisory_lock(42) /* from here; twice */": ("lock ?", "lock ?"),
     "select pg_advisory_lock(g) from generate_series(1, 3) g": ("lock ?",),
     "select pg_advisory_lock(42) from x": ("lock ?",),
-    "select pg_advisory_lock(hashtext('a'))": ("lock ?",),
+    "select pg_advisory_lock(hashtext('a'))": ("lock \"hashtext('a')\"",),
+    "select pg_advisory_unlock(1, HashText('a')::bigint)": ("-lock 1, \"hashtext('a')\"",),
+    "select pg_advisory_lock(hashtextextended(random()::text, 1))": ("lock ?",),
+    "select pg_advisory_lock(hashtext('a') + 1)": ("lock ?",),
+    "select pg_advisory_lock(hashtext('a') % length('b'))": ("lock ?",),
+    "update pg_settings set setting = '3s' where name = 'statement_timeout'": (ANYTHING,),
+    "with x as (update pg_catalog.pg_settings set setting = 'x' returning 1) select 1": (ANYTHING,),
+    "update x set a = (select setting from pg_settings limit 1)": (),
+    "select a := @b": (),
     "select '--', pg_advisory_lock(42)": ("lock ?",),
     "select pg_advisory_unlock(g) from generate_series(1, 3) g": (),
     "select pg_advisory_unlock(42) where false": (),
@@ -114,7 +122,10 @@ MYSQL: dict[str, tuple[str, ...]] = {
     "do release_lock('a')": ("-lock 'a'",),
     "select release_all_locks()": ("-lock *",),
     "commit": (),
-    "select @a := 1": (),  # not seen
+    "select @a := 1, @`b` := @c": ("@a", "@b"),
+    "select id, name into @a, @B from x": ("@a", "@b"),
+    "# why\nset a = 1": ("a",),
+    "select '#', @a": (),
 }
 CASES = [
     *(("postgresql", *case) for case in POSTGRESQL.items()),
@@ -157,6 +168,14 @@ def test_a_lock_is_known_by_its_parameters() -> None:
     lock, unlock = "select 1, %s, pg_advisory_lock(%s)", "select pg_advisory_unlock(%(key)s)"
     assert keys(lock, "postgresql", (7, 42)) == ("lock 42",)
     assert keys(unlock, "postgresql", {"key": 42}) == ("-lock 42",)
+
+
+def test_a_lock_is_known_by_the_hash_of_its_parameters() -> None:
+    lock = "select %s, pg_advisory_lock(%s, hashtext(%s))"
+    unlock = "select pg_advisory_unlock(%(class)s, hashtext(%(key)s))"
+    assert keys(lock, "postgresql", (7, 1, "a")) == ("lock 1, \"hashtext('a')\"",)
+    assert keys(unlock, "postgresql", {"class": 1, "key": "a"}) == ("-lock 1, \"hashtext('a')\"",)
+    assert keys(unlock, "postgresql", {"class": 1}) == ()
 
 
 def test_only_a_statement_of_its_own_resets() -> None:

@@ -70,6 +70,7 @@ LEFTOVERS = [
     (["set session characteristics as transaction isolation level serializable"], "show transaction_isolation"),
     (["set role pg_monitor"], "select current_user"),
     (["create temp table mine (x int)"], "select to_regclass('mine')::text"),
+    (["update pg_settings set setting = '4321' where name = 'statement_timeout'"], "show statement_timeout"),
     (["listen jobs"], "select string_agg(c, ',') from pg_listening_channels() c"),
     (["prepare mine as select 1"], "select count(*) from pg_prepared_statements where name = 'mine'"),
     (
@@ -143,6 +144,7 @@ UNDONE = [
     ["create temp table mine (x int)"],
     ["create temp table mine (x int) on commit drop"],
     ["select pg_advisory_lock(42)", "select pg_advisory_unlock(42)"],
+    ["select pg_advisory_lock(hashtext('job'))", "select pg_advisory_unlock(hashtext('job'))"],
     ["select pg_advisory_lock(42), pg_advisory_lock(43)", "select pg_advisory_unlock_all()"],
     ["select pg_advisory_xact_lock(42)"],
     ["prepare mine as select 1", "deallocate mine"],

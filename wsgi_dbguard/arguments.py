@@ -16,12 +16,14 @@ from typing import Any
 __all__ = ["UNKNOWN", "Argument", "parse", "split", "value"]
 
 UNKNOWN = None
-Argument = tuple[str, Any]  # ("value", literal), ("name" or "position", of a parameter) or ("unknown", None)
+# ("value", literal), ("name" or "position", of a parameter), ("hash", of other arguments) or ("unknown", None)
+Argument = tuple[str, Any]
 
 _CAST = re.compile(r"\s*::\s*\w+(?:\s+\w+)*(?:\(\d+\))?$")
 _NAMED = re.compile(r"%\((\w+)\)s|:(\w+)")
 _POSITIONAL = re.compile(r"%s|\?")
 _BOOLEANS = {"true": True, "false": False, "'t'": True, "'f'": False, "'true'": True, "'false'": False}
+_HASH = re.compile(r"(hashtext(?:extended)?)\s*\(", re.IGNORECASE)  # as locks are named in PostgreSQL
 _QUOTES = "'\"`"
 
 
@@ -62,10 +64,19 @@ def parse(statement: str, begin: int) -> tuple[Argument, ...]:
             found.append(("name", match[1] or match[2]))
         elif _POSITIONAL.fullmatch(text):
             found.append(("position", before))
+        elif (match := _HASH.match(text)) and _closes(text, match.end()):
+            inner = parse(statement, begin + part.index("(") + 1)
+            found.append(("hash", (match[1].lower(), inner)))
         else:
             found.append(("unknown", UNKNOWN))
         before += len(_POSITIONAL.findall(part))
+        begin += len(part) + 1
     return tuple(found)
+
+
+def _closes(text: str, begin: int) -> bool:
+    """Whether the parenthesis before `begin` is closed by the last character."""
+    return begin + sum(len(part) + 1 for part in split(text[begin:])) == len(text)
 
 
 def value(argument: Argument, parameters: Mapping[str, Any] | Sequence[Any]) -> Any:
@@ -73,6 +84,10 @@ def value(argument: Argument, parameters: Mapping[str, Any] | Sequence[Any]) -> 
     kind, content = argument
     if kind == "value":
         return content
+    if kind == "hash":
+        name, inner = content
+        values = [value(each, parameters) for each in inner]
+        return UNKNOWN if UNKNOWN in values else f"{name}({', '.join(map(repr, values))})"
     try:
         return UNKNOWN if kind == "unknown" else parameters[content]
     except (KeyError, IndexError, TypeError):

@@ -1,9 +1,8 @@
 """What a statement changes on its connection that outlives the transaction: settings, locks, temporary tables.
 
-Read from its text, so only what is plain there: not what a function or a procedure does by itself, not variables that
-a SELECT assigns in MySQL. In doubt something is changed and nothing is undone: a text of several statements undoes
-nothing, and a lock that is taken for each row of a query is not given back. Nothing is changed by SET LOCAL in
-PostgreSQL, SET TRANSACTION and SET GLOBAL.
+Read from its text, so only what is plain there: not what a function or a procedure does by itself. In doubt something
+is changed and nothing is undone: a text of several statements undoes nothing, and a lock that is taken for each row of
+a query is not given back. Nothing is changed by SET LOCAL in PostgreSQL, SET TRANSACTION and SET GLOBAL.
 
 Example::
 
@@ -56,10 +55,10 @@ class _Call:
 
 
 _TOUCHES = re.compile(
-    r"""(?:^|;|\*/|/\*M?!\d*|--[^\n]*\n)\s*(?:set|reset|use|discard|listen|unlisten|lock|unlock|flush|prepare
+    r"""(?:^|;|\*/|/\*M?!\d*|(?:--|\#)[^\n]*\n)\s*(?:set|reset|use|discard|listen|unlisten|lock|unlock|flush|prepare
         |deallocate|declare|close|commit|end|rollback|abort|drop)\b
     | \b(?:pg_)?temp(?:orary|_\d+)?\b | \bset_config\s*\( | _advisory_(?:un)?lock | \b(?:get|release)_lock
-    | \brelease_all_locks""",
+    | \brelease_all_locks | \bupdate\s[^;]*?\bpg_settings\b | \binto\s+@ | @`?[\w.$]+`?\s*:=""",
     re.IGNORECASE | re.VERBOSE,
 )
 
@@ -97,9 +96,10 @@ def changes(statement: str, parameters: Any, dialect: str) -> tuple[Change, ...]
 @lru_cache(maxsize=256)
 def _parse(statement: str, postgresql: bool) -> tuple[Change | _Call, ...]:
     found: list[Change | _Call] = []
+    comments = _COMMENTS if postgresql else _MYSQL_COMMENTS
     if not postgresql:
         statement = _EXECUTED_COMMENTS.sub(r" \1 ", statement)
-    parts = [text for part in statement.split(";") if (text := _COMMENTS.sub(" ", part).strip())]
+    parts = [text for part in statement.split(";") if (text := comments.sub(" ", part).strip())]
     for text in parts:
         word = text.split(None, 1)[0].lower()
         rest = text[len(word) :].strip()
@@ -118,6 +118,7 @@ def _parse(statement: str, postgresql: bool) -> tuple[Change | _Call, ...]:
 _EXECUTED_COMMENTS = re.compile(r"/\*M?!\d*(.*?)\*/", re.DOTALL)  # by MySQL and MariaDB
 _CONDITIONAL = re.compile(r"\b(?:from|where|having|limit|case|if|coalesce|and|or|values|explain)\b", re.IGNORECASE)
 _COMMENTS = re.compile(r"/\*.*?\*/|^(?:(?!/\*)[^'\"])*\*/|--[^\n]*(?:\n|$)", re.DOTALL)
+_MYSQL_COMMENTS = re.compile(rf"{_COMMENTS.pattern}|#[^\n]*(?:\n|$)", re.DOTALL)
 _CALLS = re.compile(
     r"\b(set_config|pg_(?:try_)?advisory_lock(?:_shared)?|pg_advisory_unlock(?:_shared|_all)?"
     r"|get_lock|release_lock|release_all_locks)\s*\(",
@@ -138,6 +139,7 @@ _DROP = re.compile(
 )
 _DEALLOCATE = re.compile(rf"(?:prepare\s+)?{_NAME}", re.IGNORECASE)
 _WITH_HOLD = re.compile(rf"{_NAME}.*?\bcursor\s+with\s+hold\b", re.IGNORECASE | re.DOTALL)
+_UPDATED_SETTINGS = re.compile(r"\bupdate\s+(?:only\s+)?(?:pg_catalog\.)?pg_settings\b", re.IGNORECASE)
 _ALL = ("*", "all")
 
 
@@ -156,7 +158,7 @@ def _other(word: str, rest: str, text: str, postgresql: bool) -> Iterator[Change
     elif word == "deallocate" and (match := _DEALLOCATE.match(rest)):
         yield Change(f"prepared {'*' if match[1].lower() == 'all' else match[1].lower()}", undo=True)
     elif postgresql:
-        yield from _postgresql_other(word, rest)
+        yield from _postgresql_other(word, rest, text)
     else:
         yield from _mysql_other(word, rest, text)
 
@@ -171,7 +173,7 @@ def _table(name: str) -> str:
     return _TEMPORARY_SCHEMA.sub("", re.sub(r"[\"`\s]", "", name).lower(), count=1)
 
 
-def _postgresql_other(word: str, rest: str) -> Iterator[Change]:
+def _postgresql_other(word: str, rest: str, text: str) -> Iterator[Change]:
     if word in ("commit", "end", "prepare"):  # PREPARE TRANSACTION
         yield Change(COMMIT)
     elif word in ("rollback", "abort"):
@@ -187,6 +189,8 @@ def _postgresql_other(word: str, rest: str) -> Iterator[Change]:
         yield Change(f"cursor {match[1].lower()}", transactional=True)
     elif word == "close":
         yield Change(f"cursor {'*' if rest.lower() in _ALL else _bare(rest)}", undo=True)
+    elif word in ("update", "with") and _UPDATED_SETTINGS.search(text):
+        yield Change(ANYTHING, transactional=True)  # which it is the condition says
     elif word == "discard" and rest.lower() in ("all", "temp", "temporary"):
         for kind in ("temp",) if rest.lower() != "all" else ("temp", "prepared", "listen", "lock", "cursor"):
             yield Change(f"{kind} *", undo=True, transactional=kind in ("temp", "listen"))
@@ -228,6 +232,7 @@ _ASSIGNMENT = re.compile(
 )
 _SESSION_TRANSACTION = re.compile(r"(?:session|local)\s+transaction\s+(.*)", re.IGNORECASE | re.DOTALL)
 TRANSACTION_NAMES = {"transaction_isolation": "tx_isolation", "transaction_read_only": "tx_read_only"}
+_MYSQL_ASSIGNED = re.compile(r"\binto\s+@`?[\w.$]+`?(?:\s*,\s*@`?[\w.$]+`?)*|@`?[\w.$]+`?\s*:=", re.IGNORECASE)
 _FOR_ONE_STATEMENT = frozenset({"insert_id", "last_insert_id", "identity", "rand_seed1", "rand_seed2"})
 _CLOCK = "timestamp"  # what it was is not what it is to be
 
@@ -271,6 +276,10 @@ def _mysql_other(word: str, rest: str, text: str) -> Iterator[Change]:
         yield Change("tables *", undo=True)
     elif word == "flush" and re.search(r"\b(?:read\s+lock|for\s+export)\b", text, re.IGNORECASE):
         yield Change("tables locked")
+    else:
+        for match in _MYSQL_ASSIGNED.finditer(text):
+            for name in re.findall(r"@`?([\w.$]+)", match[0]):
+                yield Change(f"@{name.lower()}")
 
 
 _LOCAL = (True, "true", "t", "on", "yes", "1")  # until the end of the transaction
