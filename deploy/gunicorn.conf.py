@@ -51,6 +51,12 @@ max_requests_jitter = 1_000
 # taken for dead.
 worker_tmp_dir = "/dev/shm"
 
+# Figures of all workers for Prometheus, whichever of them is asked: a directory that they share and that is
+# empty at the start, and prometheus.install() in wsgi.py (see wsgi_dbguard.metrics.prometheus). The systemd
+# unit can make one; by hand, after mkdir /run/notes/metrics, this line names it. child_exit, of the import
+# above, removes the gauges of workers that have ended.
+# raw_env = ["PROMETHEUS_MULTIPROC_DIR=/run/notes/metrics"]
+
 # The master of 25.1 and later serves `gunicornc` from a thread and a socket in $HOME: nothing here needs
 # it, and a master that forks is best left with one thread.
 control_socket_disable = True

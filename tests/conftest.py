@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -16,8 +17,13 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 
 from wsgi_dbguard import guards, registry
+from wsgi_dbguard.lab.drivers import Driver
+from wsgi_dbguard.lab.exchanges import Faults
 from wsgi_dbguard.lab.forking import run
+from wsgi_dbguard.lab.mariadb import MariaDB
 from wsgi_dbguard.lab.postgres import PostgreSQL, ServerMissing
+
+Server = PostgreSQL | MariaDB
 
 # No limits of time, which a busy machine exceeds, and the same examples in each run.
 hypothesis.settings.register_profile(
@@ -34,6 +40,42 @@ def postgres() -> Iterator[PostgreSQL]:
     except ServerMissing as missing:
         pytest.skip(str(missing))
     with server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDB]:
+    """A private MariaDB, one for the whole run, as `postgres`."""
+    try:
+        server = MariaDB()
+    except ServerMissing as missing:
+        pytest.skip(str(missing))
+    with server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server_of() -> Iterator[Callable[..., Server]]:
+    """`server_of(driver)`, or `server_of(driver, tls=True)`: started at its first use, of one module alone.
+
+    The test is skipped where the driver or the server is missing.
+    """
+    running: dict[tuple[str, bool], Server] = {}
+    with ExitStack() as stack:
+
+        def server(driver: Driver, *, tls: bool = False) -> Server:
+            if missing := driver.missing():
+                pytest.skip(missing)
+            key = driver.database, tls
+            if key not in running:
+                try:
+                    made: Server = PostgreSQL(tls=tls) if driver.database == "postgresql" else MariaDB(tls=tls)
+                except ServerMissing as no_server:
+                    pytest.skip(str(no_server))
+                stack.enter_context(made)
+                running[key] = made
+            return running[key]
+
         yield server
 
 
@@ -64,6 +106,21 @@ def make_engine() -> Iterator[Callable[..., Engine]]:
 
 
 @pytest.fixture
+def rows(postgres: PostgreSQL) -> Iterator[Callable[[], list[str]]]:
+    """The table ``noted``, and what is in it."""
+    postgres.query("drop table if exists noted")
+    postgres.query("create table noted (name text)")
+    yield lambda: [name for (name,) in postgres.query("select name from noted order by name")]
+    postgres.query("drop table noted")
+
+
+@pytest.fixture
+def faults(postgres: PostgreSQL) -> Faults:
+    """Loses one connection in the middle of a request."""
+    return Faults(postgres)
+
+
+@pytest.fixture
 def fill() -> Callable[[Engine, int], list[int]]:
     """Has `n` connections of an engine open at once and gives them back: the process ids of the servers behind them.
 
@@ -77,6 +134,14 @@ def fill() -> Callable[[Engine, int], list[int]]:
             return [connection.scalar(text("select pg_backend_pid()")) or 0 for connection in reversed(connections)]
 
     return fill
+
+
+@pytest.fixture
+def complaints(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """What was logged as a warning or worse: nothing, in the whole test."""
+    caplog.set_level(logging.WARNING)
+    yield
+    assert [record.getMessage() for record in caplog.get_records("call")] == []
 
 
 @pytest.fixture

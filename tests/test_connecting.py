@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
-from collections.abc import Iterator
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, event
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import URL, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from wsgi_dbguard import guard
-from wsgi_dbguard.connecting import bound
+from wsgi_dbguard.connecting import bound, install
+from wsgi_dbguard.lab.drivers import DRIVERS, Driver, driver_named
+from wsgi_dbguard.lab.mariadb import MariaDB
+from wsgi_dbguard.lab.postgres import PostgreSQL
+from wsgi_dbguard.lab.wire import TIMEOUT
+
+Server = PostgreSQL | MariaDB
+Make = Callable[..., Engine]
+Saying = Callable[[bytes], tuple[int, threading.Event]]
+LONG = {"pg8000": "SELECT pg_sleep(1)", "pymysql": "SELECT SLEEP(1)"}
 
 
 @pytest.fixture
@@ -20,6 +35,57 @@ def silent() -> Iterator[int]:
     """A port where somebody accepts and says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
+
+
+@pytest.fixture
+def saying() -> Iterator[Saying]:
+    """A server that says these words and nothing else: its port, and what is set when its client has closed."""
+    with ExitStack() as stack:
+
+        def start(words: bytes) -> tuple[int, threading.Event]:
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            listener.settimeout(TIMEOUT)
+            ended = threading.Event()
+
+            def serve() -> None:
+                with listener.accept()[0] as client:
+                    client.settimeout(TIMEOUT)
+                    client.sendall(words)
+                    with suppress(ConnectionResetError):
+                        while client.recv(4096):
+                            pass
+                ended.set()
+
+            thread = threading.Thread(target=serve)
+            thread.start()
+            stack.callback(thread.join)
+            return listener.getsockname()[1], ended
+
+        yield start
+
+
+def url_of(server: Server, driver: Driver) -> URL:
+    if driver.name == "pg8000":  # which knows none of libpq's words, and takes TLS where it is to be had
+        return driver.url(server.url()).set(query={})
+    return make_url(server.url(driver.name))
+
+
+def limited(engine: Engine, seconds: float) -> Engine:
+    """With a limit shorter than a setting of the guard's may be."""
+    install(engine.dialect, lambda: seconds)
+    return engine
+
+
+def timeouts(engine: Engine) -> dict[str, Any]:
+    """All that a new connection knows of timeouts."""
+    connection: Any = engine.raw_connection()
+    try:
+        driver: Any = connection.dbapi_connection
+        found = {name: value for name, value in vars(driver).items() if "timeout" in name and name != "connect_timeout"}
+        sock = driver._usock if hasattr(driver, "_usock") else driver._sock
+        return {**found, "socket": sock.gettimeout(), "tls": isinstance(sock, ssl.SSLSocket)}
+    finally:
+        connection.close()
 
 
 @pytest.mark.parametrize("driver", ["psycopg2", "psycopg", "mysqldb", "mariadbconnector", "pymysql"])
@@ -53,14 +119,129 @@ def test_so_does_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert keywords == {}
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
-def test_a_server_that_says_nothing_is_given_up(driver: str, silent: int) -> None:
-    engine = create_engine(f"postgresql+{driver}://app@127.0.0.1:{silent}/app")
+@pytest.mark.slow
+@pytest.mark.parametrize("driver", DRIVERS, ids=str)
+def test_a_server_that_says_nothing_is_given_up(driver: Driver, silent: int) -> None:
+    if missing := driver.missing():
+        pytest.skip(missing)
+    engine = create_engine(f"{driver.dialect}://app:app@127.0.0.1:{silent}/app")
     guarded = guard(engine, connect_timeout=2.0)
-    with pytest.raises(OperationalError, match="time"):
+    begun = time.monotonic()
+    with pytest.raises(DBAPIError):
         engine.connect()
+    assert 1.5 < time.monotonic() - begun < TIMEOUT
     assert guarded.stats()["away"]
     engine.dispose()
+
+
+@pytest.mark.parametrize("words", [b"", b"S", b"N"], ids=["silence", "TLS", "no TLS"])
+def test_pg8000_gives_up_wherever_the_server_stops(words: bytes, saying: Saying, make_engine: Make) -> None:
+    assert_given_up(driver_named("pg8000"), words, saying, make_engine)
+
+
+@pytest.mark.slow
+def test_pymysql_gives_up_wherever_the_server_stops(
+    server_of: Callable[..., Server], saying: Saying, make_engine: Make
+) -> None:
+    driver = driver_named("pymysql")
+    server = server_of(driver)
+    with socket.create_connection((server.host, server.port), timeout=TIMEOUT) as client:
+        greeting = client.recv(4096)
+    for words in (b"", greeting[:20], greeting):
+        assert_given_up(driver, words, saying, make_engine)
+
+
+def assert_given_up(driver: Driver, words: bytes, saying: Saying, make_engine: Make) -> None:
+    if missing := driver.missing():
+        pytest.skip(missing)
+    port, ended = saying(words)
+    engine = limited(make_engine(f"{driver.dialect}://app@127.0.0.1:{port}/app"), 0.5)
+    with pytest.raises(DBAPIError) as caught:
+        engine.connect()
+    assert ended.wait(TIMEOUT), "the socket is open for as long as the error lives"
+    assert caught.value.orig is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "tls"),
+    [
+        ("pg8000", False),
+        pytest.param("pg8000", True, marks=pytest.mark.slow),
+        pytest.param("pymysql", False, marks=pytest.mark.slow),
+        pytest.param("pymysql", True, marks=pytest.mark.slow),
+    ],
+)
+def test_the_limit_is_taken_off_when_the_connection_is_there(
+    name: str, tls: bool, server_of: Callable[..., Server], make_engine: Make
+) -> None:
+    driver = driver_named(name)
+    url = url_of(server_of(driver, tls=tls), driver)
+    plain, short = make_engine(url), limited(make_engine(url), 0.5)
+    assert timeouts(short) == timeouts(plain)
+    assert timeouts(short)["tls"] == tls
+    with short.connect() as connection:
+        connection.execute(text(LONG[name]))
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("pg8000", {"timeout": 50.0}),
+        pytest.param("pymysql", {"read_timeout": 50}, marks=pytest.mark.slow),
+        pytest.param("pymysql", {"write_timeout": 50}, marks=pytest.mark.slow),
+        pytest.param("pymysql", {"read_timeout": 50, "write_timeout": 40}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_timeouts_of_the_applications_stay(
+    name: str, given: dict[str, Any], server_of: Callable[..., Server], make_engine: Make
+) -> None:
+    driver = driver_named(name)
+    url = url_of(server_of(driver), driver)
+    with_ours = timeouts(limited(make_engine(url, connect_args=given), 20.0))
+    assert with_ours == timeouts(make_engine(url, connect_args=given))
+    assert set(given.values()) <= set(with_ours.values())
+
+
+def test_a_listener_that_connects_by_itself_is_given_no_limit_that_nobody_takes_off(silent: int) -> None:
+    engine = create_engine(f"mysql+pymysql://app@127.0.0.1:{silent}/app")
+    guard(engine)
+    seen: list[dict[str, Any]] = []
+
+    def listener(dialect: Any, entry: Any, args: Any, keywords: dict[str, Any]) -> Any:
+        seen.append(keywords)
+        raise ConnectionRefusedError("refused")
+
+    event.listen(engine, "do_connect", listener)
+    with pytest.raises(ConnectionRefusedError):
+        engine.connect()
+    assert {"read_timeout", "write_timeout"}.isdisjoint(seen[0])
+
+
+def test_a_driver_that_keeps_its_timeout_elsewhere_goes_without_a_limit(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[dict[str, Any]] = []
+    closed: list[int] = []
+
+    def connect(**keywords: Any) -> Any:
+        told.append(keywords)
+        return SimpleNamespace(close=lambda: closed.append(len(told)))
+
+    dialect: Any = SimpleNamespace(driver="pg8000", connect=connect)
+    install(dialect, lambda: 5.0)
+    with caplog.at_level(logging.WARNING, "wsgi_dbguard"):
+        dialect.connect(host="db")
+        dialect.connect(host="db")
+    assert told == [{"host": "db", "timeout": 5.0}, {"host": "db"}, {"host": "db"}]
+    assert closed == [1]
+    assert len(caplog.records) == 1
+
+
+def test_none_is_no_limit() -> None:
+    told: list[dict[str, Any]] = []
+    dialect: Any = SimpleNamespace(driver="pg8000", connect=lambda **keywords: told.append(keywords))
+    install(dialect, lambda: None)
+    dialect.connect(host="db")
+    assert told == [{"host": "db"}]
 
 
 def test_a_listener_of_the_users_has_the_last_word() -> None:

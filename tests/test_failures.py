@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
 from ssl import SSLEOFError
 
@@ -12,7 +11,7 @@ from sqlalchemy import Engine, create_engine, exc
 
 from wsgi_dbguard.failures import CODES, Failure, classify, code_of, network_failed, refused
 from wsgi_dbguard.lab.drivers import DRIVERS, Driver
-from wsgi_dbguard.lab.mariadb import MariaDB, ServerMissing
+from wsgi_dbguard.lab.mariadb import MariaDB
 from wsgi_dbguard.lab.postgres import PostgreSQL
 
 SQLSTATES = [code for code in CODES if isinstance(code, str)]
@@ -29,16 +28,6 @@ def installed(database: str) -> list[object]:
         if driver.database == database
         for reason in [driver.missing()]
     ]
-
-
-@pytest.fixture(scope="module")
-def mariadb() -> Iterator[MariaDB]:
-    try:
-        server = MariaDB()
-    except ServerMissing as missing:
-        pytest.skip(str(missing))
-    with server:
-        yield server
 
 
 def raised(engine: Engine, statement: str) -> Exception:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 SEED = 20261120
-REQUESTS = 2000
+REQUESTS = 1000
 THREADS = 8
 MOMENTS = ("begin", "inserted", "commit", "committed")
 FAULTS = ("terminate", "reset", "drop request", "drop reply")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import pymysql
@@ -15,71 +14,26 @@ from werkzeug.test import Client, create_environ
 
 from wsgi_dbguard import DBGuard, failures, replayable
 from wsgi_dbguard.failures import Failure
+from wsgi_dbguard.lab.exchanges import PLAIN, Site, posted
 from wsgi_dbguard.lab.postgres import PostgreSQL
 from wsgi_dbguard.lab.proxy import FaultProxy
 from wsgi_dbguard.replay import Budget, reason_against
 from wsgi_dbguard.request import Request
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 INSERT = text("insert into noted values ('once')")
-PLAIN = [("Content-Type", "text/plain")]
 UNKNOWN, UNAVAILABLE = "urn:wsgi-dbguard:outcome-unknown", "urn:wsgi-dbguard:unavailable"
-
-
-@pytest.fixture
-def rows(postgres: PostgreSQL) -> Iterator[Callable[[], int]]:
-    """The table ``noted``, and how many rows it has."""
-    postgres.query("drop table if exists noted")
-    postgres.query("create table noted (name text)")
-    yield lambda: int(postgres.query("select count(*) from noted")[0][0])
-    postgres.query("drop table noted")
 
 
 def ignore(*args: Any) -> Any:
     """A start_response."""
 
 
-class Site:
-    """An application that does `work` with an engine, and loses a connection after it, in its first run only."""
-
-    def __init__(self, postgres: PostgreSQL, engine: Engine, work: Callable[[Engine], object]) -> None:
-        self.postgres = postgres
-        self.engine = engine
-        self.work = work
-        self.runs = 0
-
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        self.runs += 1
-        self.work(self.engine)
-        if self.runs == 1:
-            self.lose()
-        start_response("200 OK", PLAIN)
-        return [b"well"]
-
-    def lose(self) -> None:
-        with self.engine.connect() as connection:
-            self.postgres.terminate(connection.scalar(text("select pg_backend_pid()")) or 0)
-            connection.execute(text("select 1"))
-
-
 @pytest.fixture
 def engine(postgres: PostgreSQL, make_engine: Callable[..., Engine]) -> Engine:
     return make_engine(postgres.url())
-
-
-def post(app: WSGIApplication, engine: Engine, **more: Any) -> tuple[str, str | None, bool]:
-    """Status, problem type and whether there is a Retry-After."""
-    started: list[Any] = []
-    environ = {**create_environ(method="POST"), **more}
-    guard = DBGuard(app, engine, replay="uncommitted")
-    body: Any = guard(environ, lambda *args: started.append(args))  # type: ignore[arg-type]
-    content = b"".join(body)
-    if hasattr(body, "close"):
-        body.close()
-    (status, headers) = started[-1]
-    return status, json.loads(content)["type"] if status[0] == "5" else None, "Retry-After" in dict(headers)
 
 
 # What a request has done
@@ -108,11 +62,11 @@ def reads_in_autocommit(engine: Engine) -> None:
 
 @pytest.mark.parametrize("work", [rolled_back, open_at_failure, reads_only, reads_in_autocommit])
 def test_what_left_nothing_behind_runs_again(
-    work: Callable[[Engine], None], postgres: PostgreSQL, engine: Engine, rows: Callable[[], int]
+    work: Callable[[Engine], None], postgres: PostgreSQL, engine: Engine, rows: Callable[[], list[str]]
 ) -> None:
     site = Site(postgres, engine, work)
-    assert post(site, engine) == ("200 OK", None, False)
-    assert (site.runs, rows()) == (2, 0)
+    assert posted(site, engine) == ("200 OK", None, False)
+    assert (site.runs, len(rows())) == (2, 0)
 
 
 def core(engine: Engine) -> None:
@@ -195,26 +149,26 @@ COMMITTED = [
 
 @pytest.mark.parametrize("work", COMMITTED)
 def test_what_may_have_committed_does_not_run_again(
-    work: Callable[[Engine], None], postgres: PostgreSQL, engine: Engine, rows: Callable[[], int]
+    work: Callable[[Engine], None], postgres: PostgreSQL, engine: Engine, rows: Callable[[], list[str]]
 ) -> None:
     postgres.query(
         "create or replace function note() returns void as $$ insert into noted values ('f') $$ language sql"
     )
     postgres.query("create or replace procedure noting() as $$ insert into noted values ('p') $$ language sql")
     site = Site(postgres, engine, work)
-    assert post(site, engine) == ("503 Service Unavailable", UNKNOWN, False)
-    assert (site.runs, rows()) == (1, 1)
+    assert posted(site, engine) == ("503 Service Unavailable", UNKNOWN, False)
+    assert (site.runs, len(rows())) == (1, 1)
 
 
 def test_a_commit_on_an_engine_that_is_not_guarded_counts(
-    postgres: PostgreSQL, make_engine: Callable[..., Engine], engine: Engine, rows: Callable[[], int]
+    postgres: PostgreSQL, make_engine: Callable[..., Engine], engine: Engine, rows: Callable[[], list[str]]
 ) -> None:
     other = make_engine(postgres.url(application_name="other"))
     site = Site(postgres, engine, lambda _: core(other))
-    assert post(site, engine)[1] == UNKNOWN
+    assert posted(site, engine)[1] == UNKNOWN
     site = Site(postgres, engine, lambda _: raw(other))
-    assert post(site, engine)[1] == UNKNOWN
-    assert rows() == 2
+    assert posted(site, engine)[1] == UNKNOWN
+    assert len(rows()) == 2
 
 
 def test_two_phase_commits_count(make_engine: Callable[..., Engine]) -> None:
@@ -230,7 +184,7 @@ def test_two_phase_commits_count(make_engine: Callable[..., Engine]) -> None:
                 transaction.commit()
 
         site = Site(server, engine, work)
-        assert post(site, engine)[1] == UNKNOWN
+        assert posted(site, engine)[1] == UNKNOWN
         assert server.query("select count(*) from noted") == [(1,)]
         engine.dispose()
 
@@ -243,7 +197,7 @@ def test_a_lost_commit_is_in_doubt(
     left: int,
     postgres: PostgreSQL,
     make_engine: Callable[..., Engine],
-    rows: Callable[[], int],
+    rows: Callable[[], list[str]],
 ) -> None:
     with FaultProxy(postgres.host, postgres.port) as proxy:
         engine = make_engine(postgres.url_through(proxy.host, proxy.port))
@@ -257,13 +211,13 @@ def test_a_lost_commit_is_in_doubt(
         with engine.connect():
             pass
         event.listen(engine, "commit", lambda connection: proxy.drop_after(0, direction=direction))
-        assert post(app, engine) == ("503 Service Unavailable", UNKNOWN, False)
-        assert (len(runs), rows()) == (1, left)
+        assert posted(app, engine) == ("503 Service Unavailable", UNKNOWN, False)
+        assert (len(runs), len(rows())) == (1, left)
         engine.dispose()
 
 
 def test_a_commit_that_the_server_refused_is_not_in_doubt(
-    postgres: PostgreSQL, engine: Engine, rows: Callable[[], int]
+    postgres: PostgreSQL, engine: Engine, rows: Callable[[], list[str]]
 ) -> None:
     # a serialization failure at COMMIT, by a deferred trigger
     postgres.query(
@@ -285,8 +239,8 @@ def test_a_commit_that_the_server_refused_is_not_in_doubt(
         start_response("200 OK", PLAIN)
         return [b"well"]
 
-    assert post(app, engine)[0] == "200 OK"
-    assert (len(runs), rows()) == (2, 2)
+    assert posted(app, engine)[0] == "200 OK"
+    assert (len(runs), len(rows())) == (2, 2)
 
 
 def test_every_condition_has_its_reason() -> None:
@@ -364,7 +318,7 @@ def test_only_the_servers_own_word_takes_a_commit_back(error: BaseException, ref
 
 @pytest.mark.parametrize("way", ["call", "decorator", "environ"])
 def test_an_application_can_say_that_a_post_may_run_again(
-    way: str, postgres: PostgreSQL, engine: Engine, rows: Callable[[], int]
+    way: str, postgres: PostgreSQL, engine: Engine, rows: Callable[[], list[str]]
 ) -> None:
     site = Site(postgres, engine, lambda engine: None)
 

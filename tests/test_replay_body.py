@@ -3,65 +3,25 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Engine, text
-from werkzeug.test import create_environ
+from sqlalchemy import Engine
 
-from wsgi_dbguard import DBGuard
+from wsgi_dbguard.lab.exchanges import Site, posted
 from wsgi_dbguard.lab.postgres import PostgreSQL
 from wsgi_dbguard.replay import RecordedInput
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-PLAIN = [("Content-Type", "text/plain")]
-
-
-class Site:
-    """An application that does `work` with an engine, and loses a connection after it, in its first run only."""
-
-    def __init__(self, postgres: PostgreSQL, engine: Engine, work: Callable[[Engine], object]) -> None:
-        self.postgres = postgres
-        self.engine = engine
-        self.work = work
-        self.runs = 0
-
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        self.runs += 1
-        self.work(self.engine)
-        if self.runs == 1:
-            self.lose()
-        start_response("200 OK", PLAIN)
-        return [b"well"]
-
-    def lose(self) -> None:
-        with self.engine.connect() as connection:
-            self.postgres.terminate(connection.scalar(text("select pg_backend_pid()")) or 0)
-            connection.execute(text("select 1"))
-
 
 @pytest.fixture
 def engine(postgres: PostgreSQL, make_engine: Callable[..., Engine]) -> Engine:
     return make_engine(postgres.url())
-
-
-def post(app: WSGIApplication, engine: Engine, **more: Any) -> tuple[str, str | None, bool]:
-    """Status, problem type and whether there is a Retry-After."""
-    started: list[Any] = []
-    environ = {**create_environ(method="POST"), **more}
-    guard = DBGuard(app, engine, replay="uncommitted")
-    body: Any = guard(environ, lambda *args: started.append(args))  # type: ignore[arg-type]
-    content = b"".join(body)
-    if hasattr(body, "close"):
-        body.close()
-    (status, headers) = started[-1]
-    return status, json.loads(content)["type"] if status[0] == "5" else None, "Retry-After" in dict(headers)
 
 
 class Strict(io.RawIOBase):
@@ -97,6 +57,13 @@ def read_in_pieces(stream: Any, length: int) -> bytes:
     return data
 
 
+def read_into(stream: Any, length: int) -> bytes:
+    buffer, data = bytearray(7), b""
+    while len(data) < length:
+        data += buffer[: stream.readinto(memoryview(buffer)[: length - len(data)])]
+    return data
+
+
 def read_lines(stream: Any, length: int) -> bytes:
     data = b""
     while len(data) < length:
@@ -114,7 +81,7 @@ def read_short_lines(stream: Any, length: int) -> bytes:
 BODY = b"first line\nsecond line\n\nand the last one"
 
 
-@pytest.mark.parametrize("reader", [read_at_once, read_in_pieces, read_lines, read_short_lines])
+@pytest.mark.parametrize("reader", [read_at_once, read_in_pieces, read_into, read_lines, read_short_lines])
 @pytest.mark.parametrize("before", [0, 5, 11, 15, len(BODY)])
 def test_the_second_run_reads_the_very_same_body(
     reader: Callable[[Any, int], bytes], before: int, postgres: PostgreSQL, engine: Engine
@@ -133,7 +100,7 @@ def test_the_second_run_reads_the_very_same_body(
     stream = Strict(BODY)
     site = Reading(postgres, engine, lambda engine: None)
     more = {"wsgi.input": stream, "CONTENT_LENGTH": str(len(BODY))}
-    assert post(site, engine, **more)[0] == "200 OK"
+    assert posted(site, engine, **more)[0] == "200 OK"
     assert seen == [BODY[:before], BODY]
 
 
@@ -152,7 +119,7 @@ def test_a_chunked_body_is_read_again(way: Callable[[Any], bytes], postgres: Pos
         "HTTP_TRANSFER_ENCODING": "chunked",
         "wsgi.input_terminated": True,
     }
-    assert post(Reading(postgres, engine, lambda engine: None), engine, **more)[0] == "200 OK"
+    assert posted(Reading(postgres, engine, lambda engine: None), engine, **more)[0] == "200 OK"
     assert seen == [BODY, BODY]
 
 
@@ -170,23 +137,28 @@ def test_a_body_larger_than_replay_body_is_not_run_again(
     size: int, runs: int, postgres: PostgreSQL, engine: Engine
 ) -> None:
     site: Any = reads(lambda stream: stream.read(size))(postgres, engine, lambda engine: None)
-    post(site, engine, **{"wsgi.input": Strict(bytes(size)), "CONTENT_LENGTH": str(size)})
+    posted(site, engine, **{"wsgi.input": Strict(bytes(size)), "CONTENT_LENGTH": str(size)})
     assert site.runs == runs
 
 
 def test_a_large_body_of_which_little_was_read_runs_again(postgres: PostgreSQL, engine: Engine) -> None:
     site: Any = reads(lambda stream: stream.read(10))(postgres, engine, lambda engine: None)
-    post(site, engine, **{"wsgi.input": Strict(bytes(1 << 20)), "CONTENT_LENGTH": str(1 << 20)})
+    posted(site, engine, **{"wsgi.input": Strict(bytes(1 << 20)), "CONTENT_LENGTH": str(1 << 20)})
     assert site.runs == 2
 
 
-@pytest.mark.parametrize("way", [lambda s: s.read1(4), lambda s: io.BufferedReader(s).read(4)])
-def test_a_body_that_was_read_past_wsgi_input_is_not_run_again(
-    way: Callable[[Any], object], postgres: PostgreSQL, engine: Engine
-) -> None:
-    site: Any = reads(way)(postgres, engine, lambda engine: None)
-    post(site, engine, **{"wsgi.input": io.BytesIO(BODY), "CONTENT_LENGTH": str(len(BODY))})
+def test_a_body_that_was_read_past_wsgi_input_is_not_run_again(postgres: PostgreSQL, engine: Engine) -> None:
+    site: Any = reads(lambda stream: stream.read1(4))(postgres, engine, lambda engine: None)
+    posted(site, engine, **{"wsgi.input": io.BytesIO(BODY), "CONTENT_LENGTH": str(len(BODY))})
     assert site.runs == 1
+
+
+def test_a_buffered_reader_around_it_does_not_close_it(postgres: PostgreSQL, engine: Engine) -> None:
+    site: Any = reads(lambda stream: io.BufferedReader(stream).read(4))(postgres, engine, lambda engine: None)
+    stream = io.BytesIO(bytes(1 << 14))  # more than it takes at once
+    posted(site, engine, **{"wsgi.input": stream, "CONTENT_LENGTH": str(1 << 14)})
+    assert site.runs == 2
+    assert not stream.closed
 
 
 def test_a_chunked_body_that_uwsgi_gives_by_its_own_function_is_not_run_again(
@@ -194,7 +166,7 @@ def test_a_chunked_body_that_uwsgi_gives_by_its_own_function_is_not_run_again(
 ) -> None:
     site = Site(postgres, engine, lambda engine: None)
     more = {"CONTENT_LENGTH": "", "HTTP_TRANSFER_ENCODING": "chunked", "uwsgi.version": b"2.0.31"}
-    post(site, engine, **more)
+    posted(site, engine, **more)
     assert site.runs == 1
 
 

@@ -10,33 +10,13 @@ from sqlalchemy import Engine, create_engine
 from werkzeug.test import Client, create_environ
 
 from wsgi_dbguard import DBGuard
+from wsgi_dbguard.lab.bodies import Body, ignore, opened, returns
+from wsgi_dbguard.lab.exchanges import KEY, ApplicationError
 from wsgi_dbguard.lab.postgres import PostgreSQL
 from wsgi_dbguard.request import Request, current
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
-ENGINE = create_engine("sqlite://")  # named: DBGuard(app) would guard the engines of all other tests as well
-KEY = "wsgi_dbguard.request"
-
-
-class ApplicationError(Exception):
-    pass
-
-
-def ignore(*args: Any) -> Any:
-    """A start_response."""
-
-
-def call(app: WSGIApplication, environ: WSGIEnvironment | None = None) -> tuple[Any, Request]:
-    """The body of one request through a guard, and the request."""
-    environ = create_environ("/path") if environ is None else environ
-    body = DBGuard(app, ENGINE)(environ, ignore)
-    return body, environ[KEY]
-
-
-def returns(body: Any) -> WSGIApplication:
-    return lambda environ, start_response: body
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 
 @pytest.fixture(autouse=True)
@@ -46,42 +26,16 @@ def nothing_leaks() -> Iterator[None]:
     assert current.get() is None
 
 
-class Body:
-    """Tells what it saw, in order; raises where it is told to."""
-
-    def __init__(self, *chunks: bytes, failing: str = "") -> None:
-        self.chunks = chunks
-        self.failing = failing
-        self.seen: list[tuple[str, Request | None]] = []
-
-    def _step(self, name: str) -> None:
-        self.seen.append((name, current.get()))
-        if name == self.failing:
-            raise ApplicationError(name)
-
-    def __iter__(self) -> Iterator[bytes]:
-        self._step("iter")
-        try:
-            for chunk in self.chunks:
-                self._step("next")
-                yield chunk
-        finally:
-            self._step("finally")
-
-    def close(self) -> None:
-        self._step("close")
-
-
 # Its end
 
 
 @pytest.mark.parametrize("body", [[b"a"], (), b"a"])
 def test_a_complete_body_ends_the_request_when_it_is_returned(body: Any) -> None:
-    assert call(returns(body))[1].ended is not None
+    assert opened(returns(body))[1].ended is not None
 
 
 def test_a_body_ends_the_request_at_close_and_once() -> None:
-    body, request = call(returns(Body(b"one", b"two")))
+    body, request = opened(returns(Body(b"one", b"two")))
     assert list(body) == [b"one", b"two"]
     assert request.ended is None
     assert "running" in repr(request)
@@ -98,7 +52,7 @@ def test_a_body_ends_the_request_at_close_and_once() -> None:
 @pytest.mark.parametrize("taken", [0, 1])
 def test_a_client_that_went_away_ends_the_request(taken: int) -> None:
     made = Body(b"one", b"two")
-    body, request = call(returns(made))
+    body, request = opened(returns(made))
     for _ in range(taken):
         next(body)
     body.close()
@@ -117,7 +71,7 @@ def test_a_client_that_went_away_closes_a_generator() -> None:
         finally:
             seen.append(current.get())
 
-    body, request = call(app)
+    body, request = opened(app)
     assert next(body) == b"one"
     body.close()
     assert seen == [request]
@@ -125,7 +79,7 @@ def test_a_client_that_went_away_closes_a_generator() -> None:
 
 
 def test_a_body_without_close_ends_its_request_at_close() -> None:
-    body, request = call(returns(iter([b"one"])))
+    body, request = opened(returns(iter([b"one"])))
     assert list(body) == [b"one"]
     body.close()
     assert request.ended is not None
@@ -138,7 +92,7 @@ def test_an_application_that_raises_ends_the_request(error: type[BaseException])
 
     environ = create_environ()
     with pytest.raises(error):
-        call(app, environ)
+        opened(app, environ)
     assert environ[KEY].failure is error
     assert environ[KEY].ended is not None
 
@@ -147,7 +101,7 @@ def test_an_application_that_raises_ends_the_request(error: type[BaseException])
 def test_a_body_that_raises_at_its_first_step_is_closed_and_ends_the_request(where: str) -> None:
     made, environ = Body(b"one", failing=where), create_environ()
     with pytest.raises(ApplicationError, match=where):
-        call(returns(made), environ)
+        opened(returns(made), environ)
     request = environ[KEY]
     assert [seen for seen in made.seen if seen[0] == "close"] == [("close", request)]
     assert request.ended is not None
@@ -165,7 +119,7 @@ def test_a_body_that_raises_later_ends_the_request_at_close(where: str, chunks: 
             finally:
                 self._step("finally")
 
-    body, request = call(returns(Later(failing=where)))
+    body, request = opened(returns(Later(failing=where)))
     assert [next(body) for _ in range(chunks)] == [b"one", b"two"][:chunks]
     with pytest.raises(ApplicationError, match=where):
         list(body)
@@ -176,7 +130,7 @@ def test_a_body_that_raises_later_ends_the_request_at_close(where: str, chunks: 
 
 
 def test_a_close_that_raises_ends_the_request_and_the_error_propagates() -> None:
-    body, request = call(returns(Body(b"one", failing="close")))
+    body, request = opened(returns(Body(b"one", failing="close")))
     list(body)
     for _ in range(2):
         with pytest.raises(ApplicationError, match="close"):
@@ -191,7 +145,7 @@ def test_the_first_failure_counts() -> None:
         def close(self) -> None:
             raise RuntimeError
 
-    body, request = call(returns(Worse(b"one", failing="finally")))
+    body, request = opened(returns(Worse(b"one", failing="finally")))
     with pytest.raises(ApplicationError):
         list(body)
     with pytest.raises(RuntimeError):
@@ -208,7 +162,7 @@ def test_of_two_failures_at_the_first_step_the_first_one_is_raised_and_the_other
 
     environ = create_environ()
     with pytest.raises(ApplicationError):
-        call(returns(Worse(b"one", failing="next")), environ)
+        opened(returns(Worse(b"one", failing="next")), environ)
     assert environ[KEY].failure is ApplicationError
     assert environ[KEY].ended is not None
     assert "RuntimeError: at close" in caplog.text

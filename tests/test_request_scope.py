@@ -10,36 +10,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import create_engine
 from werkzeug.test import Client, create_environ
 
 from wsgi_dbguard import DBGuard
+from wsgi_dbguard.lab.bodies import ENGINE, Body, ignore, opened, returns
+from wsgi_dbguard.lab.exchanges import KEY, ApplicationError
 from wsgi_dbguard.request import Request, current
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
-ENGINE = create_engine("sqlite://")  # named: DBGuard(app) would guard the engines of all other tests as well
-KEY = "wsgi_dbguard.request"
-
-
-class ApplicationError(Exception):
-    pass
-
-
-def ignore(*args: Any) -> Any:
-    """A start_response."""
-
-
-def call(app: WSGIApplication, environ: WSGIEnvironment | None = None) -> tuple[Any, Request]:
-    """The body of one request through a guard, and the request."""
-    environ = create_environ("/path") if environ is None else environ
-    body = DBGuard(app, ENGINE)(environ, ignore)
-    return body, environ[KEY]
-
-
-def returns(body: Any) -> WSGIApplication:
-    return lambda environ, start_response: body
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 
 @pytest.fixture(autouse=True)
@@ -49,32 +28,9 @@ def nothing_leaks() -> Iterator[None]:
     assert current.get() is None
 
 
-class Body:
-    """Tells what it saw, in order."""
-
-    def __init__(self, *chunks: bytes) -> None:
-        self.chunks = chunks
-        self.seen: list[tuple[str, Request | None]] = []
-
-    def _step(self, name: str) -> None:
-        self.seen.append((name, current.get()))
-
-    def __iter__(self) -> Iterator[bytes]:
-        self._step("iter")
-        try:
-            for chunk in self.chunks:
-                self._step("next")
-                yield chunk
-        finally:
-            self._step("finally")
-
-    def close(self) -> None:
-        self._step("close")
-
-
 def test_every_step_of_a_body_is_in_scope_and_nothing_between_them() -> None:
     made = Body(b"one", b"two")
-    body, request = call(returns(made))
+    body, request = opened(returns(made))
     assert current.get() is None
     for _ in body:
         assert current.get() is None
@@ -85,7 +41,7 @@ def test_every_step_of_a_body_is_in_scope_and_nothing_between_them() -> None:
 
 def test_interleaved_bodies_in_one_thread_see_their_own_requests() -> None:
     made = [Body(b"1", b"2", b"3") for _ in range(3)]
-    calls = [call(returns(each)) for each in made]
+    calls = [opened(returns(each)) for each in made]
     for _ in range(4):
         for body, _ in calls:
             next(body, None)
@@ -102,13 +58,13 @@ def test_a_request_inside_a_body_of_another_is_a_request_of_its_own() -> None:
 
     def outer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         for _ in range(2):
-            inner.append(call(returns(Body(b"inner"))))
+            inner.append(opened(returns(Body(b"inner"))))
             seen.append(current.get())
             next(inner[-1][0])
             seen.append(current.get())
             yield b"outer"
 
-    body, request = call(outer)
+    body, request = opened(outer)
     assert len(list(body)) == 2
     body.close()
     assert seen == [request] * 4
@@ -172,7 +128,7 @@ def test_wrapped_twice_with_a_middleware_between_that_tries_again() -> None:
                 inner(environ, start_response)
         return []
 
-    _, request = call(again)
+    _, request = opened(again)
     assert attempts == [request] * 2
 
 
@@ -206,7 +162,7 @@ def test_threads_see_their_own_requests() -> None:
             yield b""
 
     def serve() -> None:
-        body, request = call(app)
+        body, request = opened(app)
         list(body)
         body.close()
         wrong.extend([current.get()] if current.get() is not None or request.ended is None else [])
@@ -222,7 +178,7 @@ def test_threads_see_their_own_requests() -> None:
 
 def test_steps_in_different_contexts_are_in_scope() -> None:
     made = Body(b"one", b"two")
-    body, request = contextvars.copy_context().run(call, returns(made))
+    body, request = contextvars.copy_context().run(opened, returns(made))
     assert contextvars.copy_context().run(next, body) == b"one"
     assert contextvars.copy_context().run(list, body) == [b"two"]
     contextvars.copy_context().run(body.close)
@@ -242,7 +198,7 @@ def test_a_copied_context_takes_the_request_along() -> None:
         work(lambda function: function())
         return []
 
-    _, request = call(app)
+    _, request = opened(app)
     assert seen[0] is request
     if not getattr(sys.flags, "thread_inherit_context", False):  # Python 3.14, free-threaded
         assert seen[1] is None
@@ -256,7 +212,7 @@ def test_the_applications_own_context_variables_reach_its_body() -> None:
         return (own.get().encode() for _ in range(2))
 
     def serve() -> list[bytes]:
-        return list(call(app)[0])
+        return list(opened(app)[0])
 
     assert contextvars.copy_context().run(serve) == [b"set"] * 2
 

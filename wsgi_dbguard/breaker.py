@@ -21,6 +21,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from os import getpid
@@ -28,9 +29,10 @@ from time import monotonic
 from typing import Any
 
 from sqlalchemy import Engine
+from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from . import failures, tally
+from . import failures, registry, tally
 from .config import GuardConfig
 from .errors import DatabaseUnavailable
 from .failures import Failure
@@ -64,6 +66,7 @@ class Breaker:
         self.config = config
         self.opened: Callable[[float], object] | None = None  # told how many seconds it took to open a connection
         self._places = Places(self)
+        self._dialect: Callable[[], Dialect | None] = lambda: None  # of the engine whose connections it opens
         self.reset()
 
     def reset(self) -> None:
@@ -96,6 +99,7 @@ class Breaker:
         # SQLAlchemy has no public hook around the opening of a connection, only before and after it. A pool that is
         # shared by two engines has one breaker.
         if not hasattr(engine.pool._creator, "breaker"):
+            self._dialect = weakref.ref(engine.dialect)
             engine.pool._creator = self._around(engine.pool._invoke_creator)
             self._places.of(engine)
 
@@ -160,7 +164,11 @@ class Breaker:
     def patience(self) -> float:
         """For how many seconds the present caller may wait, if it has to."""
         request = current.get()
-        return self.config.hold - (0.0 if request is None else request.held)
+        if request is None:
+            return self.config.hold
+        if request.stand_in and self._dialect() in registry.standbys:
+            return 0.0  # it is a replica, and the primary takes its place
+        return self.config.hold - request.held
 
     def _admit(self, patience: float, *, first: bool) -> float:
         """Return when the caller may try to connect; how much of its patience, in seconds, is left then.

@@ -1,21 +1,32 @@
 """A limit for the opening of connections: libpq has none of its own, and a host that is gone answers nobody.
 
-Drivers take it as ``connect_timeout``, in whole seconds. pg8000 cannot be told: its ``timeout`` is that of every query.
-PyMySQL limits the TCP connection only, not what the server says after it.
+Most drivers take it as ``connect_timeout``, in whole seconds (`bound`). The ones in Python have none for what the
+server says once TCP is connected, and the kernel of a server that is stopped still connects: pg8000's ``timeout`` and
+PyMySQL's ``read_timeout`` and ``write_timeout`` are those of every query. So they are given for the handshake, each
+step of which may take that long then, and taken off before anybody has the connection (`install`).
 
 Example::
 
     bound("psycopg2", (), keywords, 10.0)       # keywords["connect_timeout"] is 10 then
+    install(engine.dialect, lambda: 10.0)
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 import os
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
-__all__ = ["bound"]
+from sqlalchemy.engine import Dialect
+
+__all__ = ["bound", "install"]
+
+logger = logging.getLogger(__name__)
 
 _KEYWORD = "connect_timeout"
 _LIBPQ = frozenset({"psycopg2", "psycopg"})
@@ -30,3 +41,71 @@ def bound(driver: str, args: Sequence[Any], keywords: dict[str, Any], seconds: f
     if driver in _LIBPQ and ("PGCONNECT_TIMEOUT" in os.environ or "PGSERVICE" in os.environ):
         return
     keywords[_KEYWORD] = math.ceil(seconds)
+
+
+def install(dialect: Dialect, seconds: Callable[[], float | None]) -> None:
+    """Limit the handshake of a driver that would wait for ever; what the application says of a timeout stays.
+
+    Around `Dialect.connect`, after all listeners to ``do_connect``: one that returns a connection of its own has made
+    it in its own way.
+    """
+    driver = getattr(dialect, "driver", "")
+    if driver not in _TIMEOUTS:
+        return
+    names, take_off = _TIMEOUTS[driver]
+    connect = dialect.connect
+
+    @functools.wraps(connect)
+    def limited(*args: Any, **keywords: Any) -> Any:
+        nonlocal names
+        limit = seconds()
+        ours = [] if limit is None or args else [name for name in names if name not in keywords]
+        if not ours:
+            return connect(*args, **keywords)
+        try:
+            connection = connect(**keywords, **dict.fromkeys(ours, limit))
+        except Exception as error:
+            _close_socket(error)
+            if isinstance(error, TimeoutError):  # SQLAlchemy knows only the driver's own errors
+                problem = f"connection timed out: no answer for {limit:g} s"
+                raise dialect.loaded_dbapi.OperationalError(problem) from error
+            raise
+        try:
+            take_off(connection, ours)
+        except AttributeError:
+            logger.warning("this version of %s is not known: its handshake is not limited", driver)
+            names = ()
+            connection.close()
+            return connect(**keywords)
+        return connection
+
+    dialect.connect = limited  # type: ignore[method-assign]
+
+
+def _close_socket(error: Exception) -> None:
+    """pg8000 leaves it open, for as long as the error lives: its frames have the socket, or the file made of it."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        sock = frame.f_locals.get("sock")
+        if sock is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "pg8000":
+            with suppress(Exception):
+                sock.close()
+
+
+def _pg8000(connection: Any, names: Sequence[str]) -> None:
+    connection._usock.settimeout(None)
+
+
+def _pymysql(connection: Any, names: Sequence[str]) -> None:
+    for name in names:
+        getattr(connection, f"_{name}")
+        setattr(connection, f"_{name}", None)
+    if connection._sock is not None:  # with defer_connect there is none yet
+        connection._sock.settimeout(connection._read_timeout)
+        if hasattr(connection, "_current_timeout"):  # since PyMySQL 1.2, which sets it only when it changes
+            connection._current_timeout = connection._read_timeout
+
+
+_TIMEOUTS: dict[str, tuple[tuple[str, ...], Callable[[Any, Sequence[str]], None]]] = {
+    "pg8000": (("timeout",), _pg8000),
+    "pymysql": (("read_timeout", "write_timeout"), _pymysql),
+}

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
-from . import answers, frameworks, leaks, sessions
+from . import answers, frameworks, leaks, sessions, tally
 from .answers import Problem
 from .body import END, Body, FileWrapper, SizedBody
 from .causes import failure_behind
@@ -102,10 +102,20 @@ class Exchange:
             environ.clear()
             environ.update(pristine)
             environ[ATTEMPT] = request.attempt
-            outcome = context.run(self._attempt, environ, context)
+            outcome = self._again(environ, context)
         if isinstance(outcome, Problem):
             return self._answer(outcome, environ)
         return outcome  # type: ignore[no-any-return]
+
+    def _again(self, environ: WSGIEnvironment, context: Context) -> Any:
+        """The second attempt, counted."""
+        succeeded = False
+        try:
+            outcome = context.run(self._attempt, environ, context)
+            succeeded = not isinstance(outcome, Problem) and not str(self._status).startswith("5")
+            return outcome
+        finally:
+            tally.count("replays", "succeeded" if succeeded else "failed")
 
     def _attempt(self, environ: WSGIEnvironment, context: Context | None) -> Any:
         """One run of the application: the iterable for the server, a Problem to answer with, or _AGAIN.

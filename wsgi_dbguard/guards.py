@@ -25,7 +25,7 @@ from .errors import SettingError
 from .pool import PoolGuard
 from .settle import settle
 
-__all__ = ["configuration", "guard", "guard_all", "guards"]
+__all__ = ["configuration", "guard", "guard_all", "guard_of", "guards"]
 
 _guards: weakref.WeakKeyDictionary[Dialect, PoolGuard] = weakref.WeakKeyDictionary()  # of an engine and all its copies
 _lock = threading.RLock()
@@ -36,6 +36,11 @@ def guards() -> list[PoolGuard]:
     """The guards of this process."""
     with _lock:
         return list(_guards.values())
+
+
+def guard_of(engine: Engine) -> PoolGuard | None:
+    """The guard of `engine`, if it has one."""
+    return _guards.get(engine.dialect)
 
 
 def guard(engine: Engine, *, config: GuardConfig | None = None, **settings: Any) -> PoolGuard:

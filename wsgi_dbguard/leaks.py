@@ -18,7 +18,7 @@ import logging
 import time
 import warnings
 
-from . import registry, sessions, sockets, stacks, state
+from . import registry, sessions, sockets, stacks, state, tally
 from .config import GuardConfig
 from .errors import LeakWarning
 from .guards import guards
@@ -58,6 +58,8 @@ def settle(request: Request, leaks: str) -> None:
     found = [_report(link, request) for link in links if _is_leaked(link, request)]
     for each in found:
         logger.warning(each)
+    tally.count("leaks", "connection", len(found))
+    tally.count("leaks", "session", bool(sessions_left))
     if found and leaks != "warn":
         gc.collect(_YOUNG)
     if sessions_left and leaks != "heal":

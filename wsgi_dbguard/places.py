@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 from sqlalchemy.util import queue
 
+from . import tally
 from .request import current
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Places:
         began = monotonic()
         until = began + min(self._breaker.patience(), pool.timeout())
         self._count(1)
+        tally.changed()  # now: it may be long
         try:
             while self._breaker.away and _is_full(pool):
                 left = until - monotonic()

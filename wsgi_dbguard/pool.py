@@ -111,9 +111,9 @@ class PoolGuard:
         did not answer), ``condemned`` (older than a dead one), ``max_lifetime``, ``idle_timeout``, ``read_only``
         (failover), ``deadline`` (a query on it was cancelled), ``changed`` (a request left settings, locks or temporary
         tables on it), ``forked``; ``restored`` is how many got their settings back instead, ``retired`` how many were
-        closed while they lay idle (``retired_by_cause``). ``away``: the database could not be reached when it was last tried; ``waiting`` is
-        how many wait for it now, ``held`` how many have done so, and ``refused`` how many were told at once or waited
-        in vain, see `breaker`.
+        closed while they lay idle (``retired_by_cause``). ``away``: the database could not be reached when it was last
+        tried; ``waiting`` is how many wait for it now, ``held`` how many have done so, and ``refused`` how many were
+        told at once or waited in vain, see `breaker`.
         """
         # In this order: one that is just being closed is missing from the sum for a moment, and never counted twice.
         past = self._past_checkouts

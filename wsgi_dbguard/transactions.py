@@ -15,7 +15,8 @@ its own that do not run in a copy of the request's context.
 
 Statements are seen by the dialect's events (`do_execute`), COMMIT and ROLLBACK by methods of the dialect that are put
 around its own. SQLAlchemy's connection events (`before_cursor_execute`, `commit`, …) would tell the same, but the first
-listener to any of them makes each statement some 6 µs and each Connection some 20 µs dearer.
+listener to any of them makes each statement some 6 µs and each Connection some 20 µs dearer. Optional modules that want
+to know as well are told from here (`sent`, `taken`, `look`).
 """
 
 from __future__ import annotations
@@ -37,9 +38,16 @@ from . import state
 from .changes import touches
 from .request import Request, current
 
-__all__ = ["commits_by_itself", "may_have_written", "only_reads", "watch"]
+__all__ = ["commits_by_itself", "hides", "look", "may_have_written", "only_reads", "sent", "taken", "watch"]
+
+sent: list[Callable[[Request, Connection, bool], object]] = []
+"""Optional modules, called with each statement of a request that may write, and whether it plainly reads all the same:
+in a request whose method is safe most of those that do are not told of."""
+taken: list[Callable[[Request, Dialect], object]] = []
+"""Optional modules, called with each connection that a request takes past SQLAlchemy's Connection."""
 
 _watched: weakref.WeakSet[Dialect] = weakref.WeakSet()
+_lookers: weakref.WeakSet[Callable[..., None]] = weakref.WeakSet()  # listeners to statements that let them pass
 
 _WORD = re.compile(r"(?:\s|/\*.*?\*/|--[^\n]*\n|\()*([a-z]+)", re.IGNORECASE | re.DOTALL)
 _WRITES = re.compile(r"\b(insert|update|delete|merge|into|call|replace)\b|;\s*\S", re.IGNORECASE)
@@ -95,15 +103,31 @@ def watch(engine: Engine) -> None:
     if dialect in _watched:
         return
     _watched.add(dialect)
-    event.listen(engine, "checkout", _on_checkout)
+    event.listen(engine, "checkout", functools.partial(_on_checkout, weakref.ref(dialect)))
     event.listen(engine, "do_execute", _on_statement)
     event.listen(engine, "do_executemany", _on_statement)
     event.listen(engine, "do_execute_no_params", _on_statement_alone)
+    _lookers.add(_on_statement)
     on_commit = functools.partial(_on_commit, dialect)
     dialect.do_commit = _told(on_commit, dialect.do_commit)  # type: ignore[method-assign]
     dialect.do_rollback = _told(_on_rollback, dialect.do_rollback)  # type: ignore[method-assign]
     for name in ("do_prepare_twophase", "do_commit_twophase"):  # after the first of them, others may commit it
         setattr(dialect, name, _told(lambda connection: on_commit(connection.connection), getattr(dialect, name)))
+
+
+def look(engine: Engine, listener: Callable[[Connection, Any], object]) -> None:
+    """Have `listener` called before each statement of `engine`, in a request or not, with its connection and text."""
+
+    def on_statement(cursor: Any, statement: Any, parameters: Any, context: ExecutionContext) -> None:
+        listener(context.root_connection, statement)
+
+    def on_statement_alone(cursor: Any, statement: Any, context: ExecutionContext) -> None:
+        listener(context.root_connection, statement)
+
+    _lookers.add(on_statement)
+    event.listen(engine, "do_execute", on_statement)
+    event.listen(engine, "do_executemany", on_statement)
+    event.listen(engine, "do_execute_no_params", on_statement_alone)
 
 
 def _told(listener: Callable[[Any], None], method: Callable[..., Any]) -> Callable[..., Any]:
@@ -117,10 +141,13 @@ def _told(listener: Callable[[Any], None], method: Callable[..., Any]) -> Callab
     return told
 
 
-def _on_checkout(*ignored: Any) -> None:
+def _on_checkout(dialect: weakref.ref[Dialect], *ignored: Any) -> None:
     request = current.get()
     if request is not None and not _is_connections():
         request.note(unseen=1)
+        if (of := dialect()) is not None:
+            for tell in taken:
+                tell(request, of)
 
 
 # A Connection takes its connection when it is made, and once more after that one was invalidated.
@@ -162,6 +189,8 @@ def _on_statement(cursor: Any, statement: Any, parameters: Any, context: Executi
     reads, changes = _judged(statement) if len(statement) <= _CACHED_LENGTH else _judged.__wrapped__(statement)
     if reads and not changes and request.safe:
         return
+    for tell in sent:
+        tell(request, connection, reads)
     if changes and request.heals:
         state.note(connection, statement, parameters, request)
     if reads:
@@ -197,7 +226,7 @@ def _on_commit(dialect: Dialect, proxied: PoolProxiedConnection) -> None:
     written = _written_on(proxied, request)
     if written is not None:
         request.written(written)
-    if written is not None or not _safe(request) or _hidden(dialect):
+    if written is not None or not _safe(request) or hides(dialect):
         request.note(commits=1)
         request.committing = weakref.ref(proxied)
 
@@ -215,9 +244,10 @@ def _safe(request: Request) -> bool:
     return request.safe and (request.outer is None or _safe(request.outer))
 
 
-def _hidden(dialect: Dialect) -> bool:
+def hides(dialect: Dialect) -> bool:
     """Whether somebody else listens to statements, and may send some of them instead of SQLAlchemy, unseen by us."""
-    return len(dialect.dispatch.do_execute) > 1 or len(dialect.dispatch.do_executemany) > 1
+    listeners = (*dialect.dispatch.do_execute, *dialect.dispatch.do_executemany)
+    return any(each not in _lookers for each in listeners)
 
 
 def _on_rollback(proxied: PoolProxiedConnection) -> None:

@@ -20,14 +20,13 @@ Serve = Callable[..., tuple[Child, str]]
 
 # Tells when a request has arrived, and answers it when told to: a request can be under way for as long as a test needs.
 SLOW_APPLICATION = """
-import pathlib, time
+from pathlib import Path
+from wsgi_dbguard.lab.process import wait_until
 
 def application(environ, start_response):
     if environ["PATH_INFO"] == "/slow":
-        pathlib.Path("arrived").touch()
-        deadline = time.monotonic() + 120
-        while not pathlib.Path("answer").exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        Path("arrived").touch()
+        wait_until(Path("answer").exists, timeout=120, what="the word to answer")
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "4")])
     return [b"done"]
 """
@@ -61,6 +60,7 @@ def test_an_impossible_note_is_refused(gunicorn: Serve) -> None:
             post(url, words)
 
 
+@pytest.mark.slow
 def test_terminated_idle_connections_fail_no_request(serve: Serve, postgres: PostgreSQL) -> None:
     _, url = serve()
     warm = requests(url)
@@ -89,6 +89,7 @@ def test_a_database_that_is_away_does_not_stop_the_start(serve: Serve) -> None:
     serve(DATABASE_URL="postgresql+psycopg2://nobody@127.0.0.1:1/nothing")
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_no_process_and_no_connection(serve: Serve, postgres: PostgreSQL) -> None:
     before = set(postgres.backends())
     server, url = serve()
@@ -102,6 +103,7 @@ def test_sigterm_leaves_no_process_and_no_connection(serve: Serve, postgres: Pos
     wait_until(lambda: set(postgres.backends()) <= before, timeout=60, what="the end of the server's backends")
 
 
+@pytest.mark.slow
 def test_sigterm_lets_a_running_request_finish(serve: Serve, site: Path) -> None:
     (site / "wsgi.py").write_text(SLOW_APPLICATION)
     server, url = serve()

@@ -66,10 +66,8 @@ def test_systemd_finds_nothing_wrong(unit: str, tmp_path: Path) -> None:
     assert result.returncode == 0
 
 
-# uWSGI replaces its workers one after the other, and waits some seconds for each.
-@pytest.mark.parametrize(
-    "unit", [pytest.param(unit, marks=pytest.mark.slow if "uwsgi" in unit else ()) for unit in UNITS]
-)
+@pytest.mark.slow  # uWSGI replaces its workers one after the other, and waits some seconds for each
+@pytest.mark.parametrize("unit", UNITS)
 def test_the_units_command_serves_reloads_and_stops(
     unit: str,
     site: Path,

@@ -49,12 +49,14 @@ def test_the_example_starts_from_any_directory(uwsgi: Serve, site: Path, run_dir
     uwsgi(ini=str(site / "uwsgi.ini"), cwd=run_directory)
 
 
+@pytest.mark.slow
 def test_an_application_that_cannot_be_imported_stops_the_start(start: Callable[..., Child], site: Path) -> None:
     (site / "wsgi.py").write_text("raise RuntimeError('no application')\n")
     server = start("uwsgi", "--ini", "uwsgi.ini", PORT="0")
     assert server.wait(timeout=60) != 0
 
 
+@pytest.mark.slow
 def test_a_socket_on_the_command_line_is_the_only_one(start: Callable[..., Child], run_directory: Path) -> None:
     socket = run_directory / "uwsgi.sock"
     server = start("uwsgi", "--socket", str(socket), "--ini", "uwsgi.ini")

@@ -1,18 +1,16 @@
-"""The servers of the matrix, and silence about what is broken on purpose."""
+"""A driver with a server for it, the servers of the matrix, and silence about what is broken on purpose."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 
 import pytest
 
-from wsgi_dbguard.lab.drivers import Driver
-from wsgi_dbguard.lab.mariadb import MariaDB
-from wsgi_dbguard.lab.postgres import PostgreSQL
+from wsgi_dbguard.lab.drivers import DRIVERS
+from wsgi_dbguard.lab.peers import Peer, Peers
 from wsgi_dbguard.lab.provision import ServerMissing
 from wsgi_dbguard.lab.rows import Rows
 
-Server = PostgreSQL | MariaDB
+UNGUARDED = "test_without_the_guard"
 
 
 @pytest.fixture(scope="session")
@@ -23,26 +21,40 @@ def rows() -> Iterator[Rows]:
         yield all_rows
 
 
-@pytest.fixture(scope="module")
-def server_of() -> Iterator[Callable[..., Server]]:
-    """`server_of(driver)`, or `server_of(driver, tls=True)`: started at its first use, of this module alone.
+@pytest.fixture(scope="session")
+def peers() -> Iterator[Peers]:
+    """Servers, plain and encrypted, that no test stops or breaks; each starts when it is first asked for."""
+    with Peers() as peers:
+        yield peers
 
-    The test is skipped where the driver or the server is missing.
+
+@pytest.fixture
+def peer(request: pytest.FixtureRequest, peers: Peers) -> Peer:
+    """A driver and a server for it: of each driver, for a module whose `TLS` is true encrypted as well.
+
+    What happens without the guard is shown plainly, by tests that begin with `UNGUARDED`.
+
+    Tests of those in the module's `QUICK` are quick when plain, all others slow. `PEERS` names the drivers, if not all.
     """
-    running: dict[tuple[str, bool], Server] = {}
-    with ExitStack() as stack:
+    driver, tls = request.param
+    try:
+        return peers(driver, tls=tls)
+    except ServerMissing as missing:
+        pytest.skip(str(missing))
 
-        def server(driver: Driver, *, tls: bool = False) -> Server:
-            if missing := driver.missing():
-                pytest.skip(missing)
-            key = driver.database, tls
-            if key not in running:
-                try:
-                    made: Server = PostgreSQL(tls=tls) if driver.database == "postgresql" else MariaDB(tls=tls)
-                except ServerMissing as no_server:
-                    pytest.skip(str(no_server))
-                stack.enter_context(made)
-                running[key] = made
-            return running[key]
 
-        yield server
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    module = metafunc.module
+    if "peer" not in metafunc.fixturenames or not hasattr(module, "QUICK"):
+        return
+    both = getattr(module, "TLS", False) and not metafunc.function.__name__.startswith(UNGUARDED)
+    peers = [
+        pytest.param(
+            (name, tls),
+            id=f"{'tls' if tls else 'plain'}-{name}" if both else name,
+            marks=() if name in module.QUICK and not tls else pytest.mark.slow,
+        )
+        for tls in ((False, True) if both else (False,))
+        for name in getattr(module, "PEERS", [driver.name for driver in DRIVERS])
+    ]
+    metafunc.parametrize("peer", peers, indirect=True)

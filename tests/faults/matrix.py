@@ -2,10 +2,11 @@
 
 Each fault is injected into real servers, for all contenders at the same time. Run it with::
 
-    .ci/venv python tests/faults/matrix.py [--driver D] [--fault F] [--write]
+    .ci/venv python tests/faults/matrix.py [--driver D] [--fault F] [--system] [--write]
 
-`--fault` takes a part of a title. `--write` plays everything and writes MATRIX.md, beside this file. It fails when a
-promise of the guard is broken. `test_matrix.py` asserts on the same rows.
+`--fault` takes a part of a title; `--system`: PostgreSQL is Debian's, not the wheel's. `--write` plays everything, on
+both, and writes MATRIX.md, beside this file. It fails when a promise of the guard is broken. `test_matrix.py` asserts
+on the same rows.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from wsgi_dbguard.lab.contenders import Contender
-from wsgi_dbguard.lab.drivers import DRIVERS
+from wsgi_dbguard.lab.drivers import DRIVERS, Driver
+from wsgi_dbguard.lab.fault import Fault
 from wsgi_dbguard.lab.matrix import BUSY, LIMIT, Outcome
 from wsgi_dbguard.lab.provision import ServerMissing
 from wsgi_dbguard.lab.rows import Rows, cells
@@ -102,66 +104,93 @@ def table_of(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def markdown(trios: Sequence[Sequence[Outcome]], notes: Iterable[str]) -> str:
-    """The page: all drivers together, the notes, each driver."""
-    by_fault: dict[str, list[Sequence[Outcome]]] = {}
-    for trio in trios:
-        by_fault.setdefault(trio[0].fault.title, []).append(trio)
-    return "\n".join(
-        [
-            INTRODUCTION,
-            table_of(["drivers" if each == "driver" else each for each in HEAD], map(summary, by_fault.values())),
-            "",
-            *(f"- {note}" for note in notes),
-            "",
-            "## Driver by driver",
-            "",
-            table_of(HEAD, map(line, trios)),
-            "",
-        ]
-    )
+class Report:
+    """What came of all rows that were played, in the order in which they were."""
+
+    def __init__(self, console: Console) -> None:
+        self.trios: list[list[Outcome]] = []
+        self.broken: list[str] = []
+        self.notes: dict[str, None] = {}
+        self.skipped: dict[str, None] = {}
+        self._console = console
+        self._begun = time.monotonic()
+
+    def play(self, rows: Rows, fault: Fault, driver: Driver) -> None:
+        """One fault with one driver: a line of the table, or a reason why there is none."""
+        if reason := driver.missing():
+            self.skipped[reason] = None
+            return
+        try:
+            row = rows.play(fault, driver.database)
+        except ServerMissing as missing:
+            self.skipped[f"{fault.title}, {driver.database}: {missing}"] = None
+            return
+        if fault.note:
+            self.notes[f"{fault.name}: {fault.note}"] = None
+        trio = [outcome for outcome in row if outcome.driver == driver]
+        self.trios.append(trio)
+        self.broken += [f"{fault.title}, {driver}: {sentence}" for each in trio for sentence in each.broken()]
+        self._console.print(f"{time.monotonic() - self._begun:5.0f} s  {fault.title}, {driver}", highlight=False)
+
+    def summaries(self) -> str:
+        """The table of all drivers together."""
+        by_fault: dict[str, list[Sequence[Outcome]]] = {}
+        for trio in self.trios:
+            by_fault.setdefault(trio[0].fault.title, []).append(trio)
+        return table_of(["drivers" if each == "driver" else each for each in HEAD], map(summary, by_fault.values()))
+
+    def remarks(self) -> str:
+        """The notes and what was skipped, as a list."""
+        return "\n".join(f"- {each}" for each in [*self.notes, *(f"Skipped: {reason}." for reason in self.skipped)])
+
+
+def markdown(report: Report, debian: Report, version: str) -> str:
+    """The page: all drivers together, the notes, PostgreSQL's once more on Debian's `version`, each driver."""
+    parts = [
+        INTRODUCTION.rstrip("\n"),
+        report.summaries(),
+        report.remarks(),
+        f"## On Debian's PostgreSQL {version}",
+        debian.summaries() if debian.trios else debian.remarks(),
+        "## Driver by driver",
+        table_of(HEAD, map(line, report.trios)),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--driver", choices=[driver.name for driver in DRIVERS], default="")
     parser.add_argument("--fault", default="", help="part of a title, such as 'RST'")
+    parser.add_argument("--system", action="store_true", help="Debian's PostgreSQL, not the wheel's")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
     options = parser.parse_args()
-    if options.write and (options.driver or options.fault):
+    if options.write and (options.driver or options.fault or options.system):
         parser.error("--write is for all of it")
     logging.getLogger().addHandler(logging.NullHandler())  # what is broken here is broken on purpose
+    drivers = [driver for driver in DRIVERS if options.driver in ("", driver.name)]
     chosen = cells(fault=options.fault, driver=options.driver)
-    trios: list[list[Outcome]] = []
-    broken: list[str] = []
-    notes: dict[str, None] = {}
-    skipped: dict[str, None] = {}
     console = Console(stderr=True)
-    begun = time.monotonic()
-    with Rows([driver for driver in DRIVERS if options.driver in ("", driver.name)]) as rows:
+    report, debian, version = Report(console), Report(console), ""
+    with Rows(drivers, system=options.system) as rows:
         for fault, driver in chosen:
-            if reason := driver.missing():
-                skipped[reason] = None
-                continue
-            try:
-                row = rows.play(fault, driver.database)
-            except ServerMissing as missing:
-                skipped[f"{fault.title}, {driver.database}: {missing}"] = None
-                continue
-            if fault.note:
-                notes[f"{fault.name}: {fault.note}"] = None
-            trio = [outcome for outcome in row if outcome.driver == driver]
-            trios.append(trio)
-            broken += [f"{fault.title}, {driver}: {sentence}" for each in trio for sentence in each.broken()]
-            console.print(f"{time.monotonic() - begun:5.0f} s  {fault.title}, {driver}", highlight=False)
+            report.play(rows, fault, driver)
+    if options.write:
+        with Rows(drivers, system=True) as rows:
+            for fault, driver in chosen:
+                if driver.database == "postgresql":
+                    debian.play(rows, fault, driver)
+            if debian.trios:
+                [(version,)] = rows.stage("postgresql").server.query("SHOW server_version")
     table = Table(*HEAD, title="requests failed")
-    for trio in trios:
+    for trio in [*report.trios, *debian.trios]:
         table.add_row(*line(trio))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
-    for sentence in [*(f"skipped: {reason}" for reason in skipped), *(f"broken: {each}" for each in broken)]:
+    broken = [*report.broken, *(f"Debian's PostgreSQL {version}: {each}" for each in debian.broken)]
+    for sentence in [*(f"skipped: {reason}" for reason in report.skipped), *(f"broken: {each}" for each in broken)]:
         print(sentence)
     if options.write:
-        PAGE.write_text(markdown(trios, [*notes, *(f"Skipped: {reason}." for reason in skipped)]))
+        PAGE.write_text(markdown(report, debian, version.partition(" ")[0]))
     return 1 if broken else 0
 
 

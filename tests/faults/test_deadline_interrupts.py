@@ -5,16 +5,18 @@ Drivers in C are not interrupted; psycopg cancels by itself, but only for Keyboa
 
 from __future__ import annotations
 
-import subprocess
+import signal
 import sys
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from wsgi_dbguard.lab.drivers import Driver, driver_named
 from wsgi_dbguard.lab.mariadb import MariaDB
 from wsgi_dbguard.lab.postgres import PostgreSQL
-from wsgi_dbguard.lab.process import wait_until
+from wsgi_dbguard.lab.process import Child, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -42,19 +44,16 @@ try:
         if kind == "gevent.Timeout":
             stack.enter_context(gevent.Timeout(0.5))
         else:
-            signal.signal(signal.SIGALRM, leave)
-            signal.setitimer(signal.ITIMER_REAL, 0.5)
+            signal.signal(signal.SIGUSR1, leave)  # sent when the query runs
         connection.execute(text(sql))
 except Exception:
     raise
 except BaseException as interrupt:
     print(type(interrupt).__name__)
 if guarded == "guarded":  # on a busy machine half a second may not be enough, and the end of the process is the end
-    import time
     from wsgi_dbguard import canceller
-    end = time.monotonic() + 30
-    while canceller._canceller.threads and time.monotonic() < end:
-        time.sleep(0.01)
+    from wsgi_dbguard.lab.process import wait_until
+    wait_until(lambda: not canceller._canceller.threads, timeout=60, what="the end of the canceller's threads")
 """
 SLEEP = {"postgresql": "SELECT pg_sleep(120)", "mariadb": "SELECT SLEEP(120)"}
 RUNNING = {
@@ -64,29 +63,34 @@ RUNNING = {
 Server = PostgreSQL | MariaDB
 
 
-def interrupted(kind: str, driver: Driver, server: Server, *, guarded: bool) -> str:
+def interrupted(kind: str, driver: Driver, server: Server, *, guarded: bool, log: Path) -> str:
+    """What the program tells: the name of what came out of the query."""
     url = driver.url(server.url()).render_as_string(hide_password=False)
     command = [sys.executable, "-c", PROGRAM, kind, url, "guarded" if guarded else "unguarded", SLEEP[driver.database]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    with Child(command, log=log) as program:
+        if kind != "gevent.Timeout":
+            seen = partial(server.query, RUNNING[driver.database])
+            wait_until(lambda: seen() or not program.running, timeout=PATIENCE, what="the query")
+            program.send(signal.SIGUSR1)
+        assert program.wait(110) == 0, program.output()
+        return program.output(last=1)
 
 
 @pytest.mark.parametrize("kind", ["SystemExit", "KeyboardInterrupt", "gevent.Timeout"])
 @pytest.mark.parametrize("name", ["psycopg", "pg8000", "pymysql"])
-def test_it_is_stopped_in_the_server(name: str, kind: str, server_of: Callable[..., Server]) -> None:
+def test_it_is_stopped_in_the_server(name: str, kind: str, server_of: Callable[..., Server], tmp_path: Path) -> None:
     driver = driver_named(name)
     server = server_of(driver)
-    assert interrupted(kind, driver, server, guarded=True) == kind.removeprefix("gevent.")
+    assert interrupted(kind, driver, server, guarded=True, log=tmp_path / "log") == kind.removeprefix("gevent.")
     sql = RUNNING[driver.database]
     wait_until(lambda: not server.query(sql), timeout=PATIENCE, what="the end of the query")
 
 
 @pytest.mark.parametrize("name", ["pg8000", "pymysql"])
-def test_without_the_guard_it_goes_on(name: str, server_of: Callable[..., Server]) -> None:
+def test_without_the_guard_it_goes_on(name: str, server_of: Callable[..., Server], tmp_path: Path) -> None:
     driver = driver_named(name)
     server = server_of(driver)
-    assert interrupted("SystemExit", driver, server, guarded=False) == "SystemExit"
+    assert interrupted("SystemExit", driver, server, guarded=False, log=tmp_path / "log") == "SystemExit"
     left = [number for (number,) in server.query(RUNNING[driver.database])]
     assert left
     for number in left:

@@ -9,7 +9,7 @@ import os
 import resource
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,16 +19,12 @@ from sqlalchemy import Engine, create_engine, event, text
 
 if TYPE_CHECKING:
     from wsgi_dbguard.lab.forking import Forks
-    from wsgi_dbguard.lab.peers import Peer, Peers
+    from wsgi_dbguard.lab.peers import Peer
     from wsgi_dbguard.lab.postgres import PostgreSQL
 
     Scenario = Callable[..., Any]
 
-QUICK = ["psycopg2", "mysqlclient"]
-DRIVERS = [
-    pytest.param(driver, marks=() if driver in QUICK else pytest.mark.slow)
-    for driver in ["psycopg2", "psycopg", "pg8000", "pymysql", "mysqlclient", "mariadb", "mysql-connector"]
-]
+QUICK = ["psycopg2"]
 BACKEND = text("select pg_backend_pid()")
 
 
@@ -174,24 +170,6 @@ def locks_of_the_guard(engine: Engine) -> list[Any]:
     return locks
 
 
-@pytest.fixture(scope="module")
-def peers() -> Iterator[Peers]:
-    from wsgi_dbguard.lab.peers import Peers
-
-    with Peers() as peers:
-        yield peers
-
-
-@pytest.fixture(params=DRIVERS)
-def peer(request: pytest.FixtureRequest, peers: Peers) -> Peer:
-    from wsgi_dbguard.lab.peers import ServerMissing
-
-    try:
-        return peers(request.param)
-    except ServerMissing as missing:
-        pytest.skip(str(missing))
-
-
 def test_listeners_that_raise_are_logged_and_cost_nobody_their_protection(
     peer: Peer, tmp_path: Path, scenario: Scenario
 ) -> None:
@@ -211,9 +189,10 @@ def test_a_process_without_a_descriptor_left_is_cut_off_all_the_same(peer: Peer,
 
 
 # The locks are those of SQLAlchemy's pools and of the guard: the same for every driver.
+LOCKS = ["overflow", "old pool", "connecting", "initializing"]
 
 
-@pytest.mark.parametrize("lock", ["queue", "overflow", "old pool", "connecting", "initializing"])
+@pytest.mark.parametrize("lock", ["queue", *(pytest.param(each, marks=pytest.mark.slow) for each in LOCKS)])
 def test_a_lock_that_another_thread_held_at_the_fork_does_not_hang_the_child(
     lock: str, postgres: PostgreSQL, tmp_path: Path, scenario: Scenario
 ) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,16 +15,10 @@ from sqlalchemy import text
 
 if TYPE_CHECKING:
     from wsgi_dbguard.lab.forking import Forks
-    from wsgi_dbguard.lab.peers import Peer, Peers
+    from wsgi_dbguard.lab.peers import Peer
 
 QUICK = ["psycopg2", "mysqlclient"]
-DRIVERS = ["psycopg2", "psycopg", "pg8000", "pymysql", "mysqlclient", "mariadb", "mysql-connector"]
-PEERS = [
-    pytest.param((driver, tls), id=f"{'tls' if tls else 'plain'}-{driver}", marks=marks)
-    for tls in (False, True)
-    for driver in DRIVERS
-    for marks in [() if driver in QUICK and not tls else pytest.mark.slow]
-]
+TLS = True
 
 
 def killed_parent(forks: Forks, url: str, certificate: str | None, guarded: bool) -> None:
@@ -47,45 +41,33 @@ def killed_parent(forks: Forks, url: str, certificate: str | None, guarded: bool
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.fixture(scope="module")
-def peers() -> Iterator[Peers]:
-    from wsgi_dbguard.lab.peers import Peers
-
-    with Peers() as peers:
-        yield peers
-
-
-@pytest.fixture(params=PEERS)
-def peer(request: pytest.FixtureRequest, peers: Peers) -> Peer:
-    from wsgi_dbguard.lab.peers import ServerMissing
-
-    driver, tls = request.param
-    try:
-        return peers(driver, tls=tls)
-    except ServerMissing as missing:
-        pytest.skip(str(missing))
-
-
-@pytest.mark.parametrize("guarded", [False, True])
-def test_no_backend_is_left_when_the_parent_is_killed_while_children_live_on(
-    guarded: bool, peer: Peer, scenario: Callable[..., Any]
-) -> None:
+def left(peer: Peer, scenario: Callable[..., Any], *, guarded: bool, patience: float) -> int:
+    """The parent's backends that are there `patience` seconds after its end."""
     from wsgi_dbguard.lab.process import wait_until
 
-    left: list[int] = []
+    found = [0]
 
     def answer(own: str) -> None:
         try:
-            # Without the guard nothing is to happen, so there is nothing to wait for.
             wait_until(
-                lambda: peer.server.backends() == [int(own)],
-                timeout=40.0 if guarded else 0.5,
-                what="the end of the parent's backends",
+                lambda: peer.server.backends() == [int(own)], timeout=patience, what="the end of the parent's backends"
             )
         except TimeoutError:
-            left.append(len(peer.server.backends()))
+            found[0] = len(peer.server.backends()) - 1
 
     peer.alone()
     arguments = {"url": peer.url(), "certificate": peer.certificate, "guarded": guarded}
     assert scenario(killed_parent, answer=answer, timeout=120.0, **arguments) == "told"
-    assert left == ([] if guarded else [4])
+    return found[0]
+
+
+@pytest.mark.slow
+def test_without_the_guard_every_backend_is_left(peer: Peer, scenario: Callable[..., Any]) -> None:
+    # Nothing is to happen, so there is nothing to wait for.
+    assert left(peer, scenario, guarded=False, patience=0.5) == 3
+
+
+def test_no_backend_is_left_when_the_parent_is_killed_while_children_live_on(
+    peer: Peer, scenario: Callable[..., Any]
+) -> None:
+    assert left(peer, scenario, guarded=True, patience=40.0) == 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +16,10 @@ from sqlalchemy import text
 
 if TYPE_CHECKING:
     from wsgi_dbguard.lab.forking import Forks
-    from wsgi_dbguard.lab.peers import Peer, Peers
+    from wsgi_dbguard.lab.peers import Peer
 
-DRIVERS = ["psycopg2", "psycopg", "pg8000", "pymysql", "mysqlclient", "mariadb", "mysql-connector"]
-PEERS = [
-    pytest.param((driver, tls), id=f"{'tls' if tls else 'plain'}-{driver}", marks=marks)
-    for tls in (False, True)
-    for driver in DRIVERS
-    for marks in [() if driver == "mysqlclient" and not tls else pytest.mark.slow]
-]
+QUICK = ["mysqlclient"]
+TLS = True
 KEYS = itertools.count(1)  # of tables
 # What says nothing to the server without the guard: psycopg2 and psycopg know that they are in another process, pg8000
 # and PyMySQL close the socket without a word when they are collected. The drivers on libmariadb send COM_QUIT.
@@ -94,25 +89,6 @@ def letting_go(forks: Forks, url: str, certificate: str | None, table: str, guar
     return {name: forks.child(partial(parent, name), leave="os._exit", timeout=120.0) for name in ACTS}
 
 
-@pytest.fixture(scope="module")
-def peers() -> Iterator[Peers]:
-    from wsgi_dbguard.lab.peers import Peers
-
-    with Peers() as peers:
-        yield peers
-
-
-@pytest.fixture(params=PEERS)
-def peer(request: pytest.FixtureRequest, peers: Peers) -> Peer:
-    from wsgi_dbguard.lab.peers import ServerMissing
-
-    driver, tls = request.param
-    try:
-        return peers(driver, tls=tls)
-    except ServerMissing as missing:
-        pytest.skip(str(missing))
-
-
 @pytest.fixture
 def let_go(peer: Peer, scenario: Callable[..., Any]) -> Callable[[bool], Any]:
     from wsgi_dbguard.lab.proxy import FaultProxy
@@ -141,6 +117,7 @@ def let_go(peer: Peer, scenario: Callable[..., Any]) -> Callable[[bool], Any]:
     return run
 
 
+@pytest.mark.slow
 def test_without_the_guard_letting_go_ends_the_parents_connections_or_its_transaction(
     let_go: Callable[[bool], Any], peer: Peer
 ) -> None:

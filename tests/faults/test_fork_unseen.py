@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,21 +16,12 @@ from sqlalchemy import create_engine, text
 
 if TYPE_CHECKING:
     from wsgi_dbguard.lab.forking import Forks
-    from wsgi_dbguard.lab.peers import Peers
+    from wsgi_dbguard.lab.peers import Peer
 
     Scenario = Callable[..., Any]
 
 OURS = r'File ".*/wsgi_dbguard/\w+\.py"'  # in a traceback; PyMySQL has its own when it collects an inherited stream
-DATABASES = {
-    "postgresql": ["psycopg2", "psycopg", "pg8000"],
-    "mariadb": ["pymysql", "mysqlclient", "mariadb", "mysql-connector"],
-}
-QUICK = ["psycopg2", "mysqlclient"]
-DRIVERS = [
-    pytest.param(driver, marks=() if driver in QUICK else pytest.mark.slow)
-    for drivers in DATABASES.values()
-    for driver in drivers
-]
+QUICK = ["psycopg2"]
 
 
 def shared(forks: Forks, url: str) -> bool:
@@ -122,28 +113,21 @@ def own_connections(forks: Forks, urls: list[str]) -> dict[str, Any]:
     return {**forks.child(live, by="libc"), "parent": held.in_parent()}
 
 
-@pytest.fixture(scope="module")
-def peers() -> Iterator[Peers]:
-    from wsgi_dbguard.lab.peers import Peers
-
-    with Peers() as peers:
-        yield peers
-
-
-@pytest.fixture(params=DRIVERS)
-def urls(request: pytest.FixtureRequest, peers: Peers) -> list[str]:
+@pytest.fixture
+def urls(peer: Peer) -> list[str]:
     """One for each driver of a database, that of the parameter first."""
-    from wsgi_dbguard.lab.drivers import driver_named
-    from wsgi_dbguard.lab.peers import ServerMissing
+    from wsgi_dbguard.lab.drivers import DRIVERS, driver_named
 
-    try:
-        first = peers(request.param)
-    except ServerMissing as missing:
-        pytest.skip(str(missing))
-    others = set(DATABASES[driver_named(first.driver).database]) - {first.driver}
-    return [first.url(), *(peers(each).url() for each in sorted(others) if not driver_named(each).missing())]
+    database = driver_named(peer.driver).database
+    others = sorted(each.name for each in DRIVERS if each.database == database and not each.missing())
+    server = peer.server
+    return [
+        peer.url(),
+        *(server.url_through(server.host, server.port, each) for each in others if each != peer.driver),
+    ]
 
 
+@pytest.mark.slow
 def test_without_the_guard_the_child_works_on_its_parents_connection(urls: list[str], scenario: Scenario) -> None:
     assert scenario(shared, url=urls[0]) is True
 

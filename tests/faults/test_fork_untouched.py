@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import scoped_session, sessionmaker
 
 if TYPE_CHECKING:
     from wsgi_dbguard.lab.forking import Forks
-    from wsgi_dbguard.lab.peers import Peer, Peers
+    from wsgi_dbguard.lab.peers import Peer
 
     Scenario = Callable[..., Any]
 
@@ -32,6 +31,7 @@ CLASSES = {
     "mysqlclient": ("MySQLdb.connections", "Connection"),
     "mariadb": ("mariadb", "Connection"),
 }
+PEERS = list(CLASSES)
 
 
 class Watched:
@@ -88,24 +88,6 @@ def untouched_file(forks: Forks, path: str) -> dict[str, Any]:
         return {"used": used, "lost": lost}
 
     return {"seen": seen, "child": forks.child(live)}
-
-
-@pytest.fixture(scope="module")
-def peers() -> Iterator[Peers]:
-    from wsgi_dbguard.lab.peers import Peers
-
-    with Peers() as peers:
-        yield peers
-
-
-@pytest.fixture(params=[pytest.param(driver, marks=() if driver in QUICK else pytest.mark.slow) for driver in CLASSES])
-def peer(request: pytest.FixtureRequest, peers: Peers) -> Peer:
-    from wsgi_dbguard.lab.peers import ServerMissing
-
-    try:
-        return peers(request.param)
-    except ServerMissing as missing:
-        pytest.skip(str(missing))
 
 
 def test_no_method_of_a_driver_is_called_in_the_child(peer: Peer, scenario: Scenario) -> None:

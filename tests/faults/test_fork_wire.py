@@ -10,7 +10,7 @@ import itertools
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,28 +21,14 @@ from sqlalchemy.orm import scoped_session, sessionmaker
 
 if TYPE_CHECKING:
     from wsgi_dbguard.lab.forking import Forks
-    from wsgi_dbguard.lab.peers import Peer, Peers
+    from wsgi_dbguard.lab.peers import Peer
 
 QUICK = ["psycopg2", "mysqlclient"]
-DRIVERS = ["psycopg2", "psycopg", "pg8000", "pymysql", "mysqlclient", "mariadb", "mysql-connector"]
-PEERS = [
-    pytest.param((driver, tls), id=f"{'tls' if tls else 'plain'}-{driver}", marks=marks)
-    for tls in (False, True)
-    for driver in DRIVERS
-    for marks in [() if driver in QUICK and not tls else pytest.mark.slow]
-]
+TLS = True
 CHILDREN = [("os.fork", "end"), ("os.fork", "sys.exit"), ("os.fork", "os._exit"), ("multiprocessing", "")]
 HOLDERS = ["connection", "detached", "raw", "session", "stream"]
 OURS = r'File ".*/wsgi_dbguard/\w+\.py"'  # in a traceback; SQLAlchemy logs one when a stream's server is not there
 KEYS = itertools.count(1)  # of advisory locks and tables
-
-
-def failure(of: Callable[[], Any]) -> str | None:
-    try:
-        of()
-    except Exception as error:
-        return type(error).__name__
-    return None
 
 
 def busy_parent(
@@ -88,10 +74,10 @@ def busy_parent(
 
     def live() -> dict[str, Any]:
         """What an application might do with what it inherited, and worse."""
-        lost = [failure(use) for use in (lambda: session.execute(backend), session.commit)]
+        lost = [forks.failure(use) for use in (lambda: session.execute(backend), session.commit)]
         for each in (connection, detached, stream):
-            lost += [failure(partial(each.execute, backend)), failure(each.commit)]
-        no_use = [failure(use) for use in (stream_result.fetchall, lambda: raw.cursor().execute("commit"))]
+            lost += [forks.failure(partial(each.execute, backend)), forks.failure(each.commit)]
+        no_use = [forks.failure(use) for use in (stream_result.fetchall, lambda: raw.cursor().execute("commit"))]
         session.rollback()
         own = {session.execute(backend).scalar()}
         session.commit()
@@ -101,8 +87,8 @@ def busy_parent(
             each.rollback()
             own.add(each.execute(backend).scalar())
             each.commit()
-        failure(stream_result.close)
-        failure(lambda: raw.rollback())
+        forks.failure(stream_result.close)
+        forks.failure(lambda: raw.rollback())
         raw.close()
         for each in (connection, detached, stream):
             each.close()
@@ -146,25 +132,6 @@ def busy_parent(
     }
 
 
-@pytest.fixture(scope="module")
-def peers() -> Iterator[Peers]:
-    from wsgi_dbguard.lab.peers import Peers
-
-    with Peers() as peers:
-        yield peers
-
-
-@pytest.fixture(params=PEERS)
-def peer(request: pytest.FixtureRequest, peers: Peers) -> Peer:
-    from wsgi_dbguard.lab.peers import ServerMissing
-
-    driver, tls = request.param
-    try:
-        return peers(driver, tls=tls)
-    except ServerMissing as missing:
-        pytest.skip(str(missing))
-
-
 @pytest.fixture
 def lives(peer: Peer, scenario: Callable[..., Any]) -> Callable[..., Any]:
     """`busy_parent` with a proxy between, which counts the bytes that came from the client."""
@@ -202,6 +169,7 @@ def lives(peer: Peer, scenario: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+@pytest.mark.slow
 def test_without_the_guard_children_write_on_their_parents_connections(lives: Callable[..., Any]) -> None:
     (life,) = lives(False, CHILDREN[:1])["lives"]
     assert life["wire"]

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import PoolProxiedConnection
 from werkzeug.test import Client, TestResponse
 
 from wsgi_dbguard import DBGuard
@@ -76,16 +77,17 @@ class Shop:
         self.engine = engine
         self.strike = strike
         self.runs = 0
+        # Strike at each COMMIT, after the mark: what is put around it later comes before.
+        do_commit = engine.dialect.do_commit
+
+        def commit(connection: PoolProxiedConnection) -> None:
+            item, pid = connection.info.pop("item", ("", 0))
+            if item:
+                self.strike("commit", item, pid)
+            do_commit(connection)
+
+        engine.dialect.do_commit = commit  # type: ignore[method-assign, assignment]
         self.backend = text(f"select {'pg_backend_pid' if engine.dialect.name == 'postgresql' else 'connection_id'}()")
-
-    def listen(self) -> None:
-        """Strike at each COMMIT, after the mark: when an `Idempotent` listens already."""
-        event.listen(self.engine, "commit", self._on_commit)
-
-    def _on_commit(self, connection: Any) -> None:
-        item, pid = connection.info.pop("item", ("", 0))
-        if item:
-            self.strike("commit", item, pid)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         self.runs += 1
@@ -128,21 +130,15 @@ Wrap = Callable[..., Any]
 
 
 def inside(app: Shop, lease: float = 60.0, **settings: Any) -> WSGIApplication:
-    keyed = Idempotent(app, app.engine, principal=None, lease=lease)
-    app.listen()
-    return DBGuard(keyed, app.engine, **settings)
+    return DBGuard(Idempotent(app, app.engine, principal=None, lease=lease), app.engine, **settings)
 
 
 def outside(app: Shop, **settings: Any) -> WSGIApplication:
-    keyed = Idempotent(DBGuard(app, app.engine, **settings), app.engine, principal=None)
-    app.listen()
-    return keyed
+    return Idempotent(DBGuard(app, app.engine, **settings), app.engine, principal=None)
 
 
 def alone(app: Shop, **settings: Any) -> WSGIApplication:
-    keyed = Idempotent(app, app.engine, principal=None)
-    app.listen()
-    return keyed
+    return Idempotent(app, app.engine, principal=None)
 
 
 @pytest.mark.parametrize("wrap", [inside, outside, alone])
@@ -176,6 +172,18 @@ def test_or_lets_the_guard_run_it_again(engine: Engine, proxy: FaultProxy, datab
     assert told(post(app, "a")) == (201, "well")
     assert post(app, "a").headers["Idempotent-Replayed"] == "true"
     assert (shop.runs, database.query("select item from orders")) == (2, [("a",)])
+
+
+@pytest.mark.parametrize("wrap", [inside, outside])
+def test_with_settle_the_answer_is_the_applications(
+    engine: Engine, proxy: FaultProxy, database: PostgreSQL | MariaDB, wrap: Wrap
+) -> None:
+    """The guard finds out first that the COMMIT was carried out, and the application goes on; not so in MariaDB."""
+    shop = Shop(engine, once(lambda: proxy.drop_after(0, direction="server")))
+    app = wrap(shop, settle=True)
+    expected = (201, "well") if isinstance(database, PostgreSQL) else (409, "idempotency-applied")
+    assert [told(post(app, "a")), told(post(app, "a"))] == [expected, expected]
+    assert (shop.runs, database.query("select item from orders")) == (1, [("a",)])
 
 
 def test_a_database_that_is_away_when_it_is_asked_leaves_it_to_the_next_time(

@@ -4,7 +4,7 @@ locks and tables. The next request does not meet it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +14,6 @@ from werkzeug.test import create_environ
 from wsgi_dbguard import DBGuard, flags, guard
 from wsgi_dbguard.lab.drivers import driver_named
 from wsgi_dbguard.lab.mariadb import MariaDB
-from wsgi_dbguard.lab.provision import ServerMissing
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -58,16 +57,6 @@ LEFTOVERS: list[tuple[list[str], str]] = [
     (["set session transaction read only"], "select @@tx_read_only"),
     (["/*!40101 SET sql_mode = 'ANSI' */"], "select @@sql_mode"),
 ]
-
-
-@pytest.fixture(scope="module")
-def mariadb() -> Iterator[MariaDB]:
-    try:
-        server = MariaDB()
-    except ServerMissing as missing:
-        pytest.skip(str(missing))
-    with server:
-        yield server
 
 
 @pytest.fixture

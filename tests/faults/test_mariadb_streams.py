@@ -5,7 +5,7 @@ The other drivers of MariaDB say so themselves; PostgreSQL's server-side cursors
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,23 +13,15 @@ from sqlalchemy import create_engine, exc, text
 
 from wsgi_dbguard import sockets
 from wsgi_dbguard.lab.inherited import STREAM
-from wsgi_dbguard.lab.peers import Peer, Peers, ServerMissing
+from wsgi_dbguard.lab.peers import Peer
 from wsgi_dbguard.lab.server import NAME
 
+PEERS = QUICK = ["mariadb"]
 READS: dict[str, Callable[[Any], int]] = {
     "all": lambda result: len(result.fetchall()),
     "many": lambda result: sum(map(len, iter(lambda: result.fetchmany(7), []))),
     "one": lambda result: sum(1 for _ in iter(result.fetchone, None)),
 }
-
-
-@pytest.fixture(scope="module")
-def peer() -> Iterator[Peer]:
-    with Peers() as peers:
-        try:
-            yield peers("mariadb")
-        except ServerMissing as missing:
-            pytest.skip(str(missing))
 
 
 def test_the_driver_itself_takes_it_for_the_end_of_the_rows(peer: Peer) -> None:

@@ -3,6 +3,8 @@
 The same as `tests/faults/matrix.py` prints, as tests.
 """
 
+from collections.abc import Iterator
+
 import pytest
 
 from wsgi_dbguard.lab.contenders import Contender
@@ -12,6 +14,8 @@ from wsgi_dbguard.lab.matrix import Outcome
 from wsgi_dbguard.lab.provision import ServerMissing
 from wsgi_dbguard.lab.rows import Rows, cells
 
+# Of another version, in other words: what a server says of its end, and what it does by itself.
+DEBIAN = {"backend killed, in the pool", "backend killed, during a query", "idle_session_timeout, in the pool"}
 QUICK = {"backend killed, in the pool", "FIN, in the pool", "notification pending, in the pool"}
 
 
@@ -34,6 +38,21 @@ def outcome(rows: Rows, fault: Fault, driver: Driver, contender: Contender) -> O
 @pytest.mark.parametrize(("fault", "driver"), [cell(*each) for each in cells()])
 def test_guarded_pool_keeps_its_promises(rows: Rows, fault: Fault, driver: Driver) -> None:
     assert outcome(rows, fault, driver, Contender.GUARD).broken() == []
+
+
+@pytest.fixture(scope="module")
+def debian_rows() -> Iterator[Rows]:
+    with Rows(system=True) as rows:
+        yield rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "driver"),
+    [cell(*each) for each in cells() if each[0].title in DEBIAN and each[1].database == "postgresql"],
+)
+def test_guarded_pool_keeps_its_promises_on_debians_postgresql(debian_rows: Rows, fault: Fault, driver: Driver) -> None:
+    assert outcome(debian_rows, fault, driver, Contender.GUARD).broken() == []
 
 
 @pytest.mark.parametrize(("fault", "driver"), [cell(*each) for each in cells() if each[0].breaks])

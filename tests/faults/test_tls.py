@@ -7,7 +7,7 @@ A server sends its tickets with the end of the handshake, and every driver has r
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
@@ -18,7 +18,6 @@ from wsgi_dbguard.lab.drivers import DRIVERS, Driver
 from wsgi_dbguard.lab.mariadb import MariaDB
 from wsgi_dbguard.lab.postgres import PostgreSQL
 from wsgi_dbguard.lab.process import wait_until
-from wsgi_dbguard.lab.provision import ServerMissing
 
 pytestmark = pytest.mark.slow
 
@@ -28,28 +27,6 @@ VERSION = {
     "mariadb": "select variable_value from information_schema.session_status where variable_name = 'Ssl_version'",
 }
 Server = PostgreSQL | MariaDB
-SERVERS: dict[str, Callable[[], Server]] = {
-    "postgresql": lambda: PostgreSQL(tls=True),
-    "mariadb": lambda: MariaDB(tls=True),
-}
-
-
-@pytest.fixture(scope="module")
-def server_of() -> Iterator[Callable[[Driver], Server]]:
-    running: dict[str, Server] = {}
-    with ExitStack() as stack:
-
-        def server(driver: Driver) -> Server:
-            if driver.database not in running:
-                try:
-                    new = SERVERS[driver.database]()
-                except ServerMissing as missing:
-                    pytest.skip(str(missing))
-                stack.enter_context(new)
-                running[driver.database] = new
-            return running[driver.database]
-
-        yield server
 
 
 def encrypted(server: Server, driver: Driver) -> Engine:
@@ -61,10 +38,8 @@ def encrypted(server: Server, driver: Driver) -> Engine:
 
 
 @pytest.mark.parametrize("driver", DRIVERS, ids=str)
-def test_tickets_neither_condemn_nor_cost_a_ping(server_of: Callable[[Driver], Server], driver: Driver) -> None:
-    if missing := driver.missing():
-        pytest.skip(missing)
-    engine = encrypted(server_of(driver), driver)
+def test_tickets_neither_condemn_nor_cost_a_ping(server_of: Callable[..., Server], driver: Driver) -> None:
+    engine = encrypted(server_of(driver, tls=True), driver)
     pool_guard = guard(engine)
     for _ in range(3):
         with ExitStack() as stack:
@@ -82,10 +57,8 @@ def test_tickets_neither_condemn_nor_cost_a_ping(server_of: Callable[[Driver], S
 
 
 @pytest.mark.parametrize("driver", [each for each in DRIVERS if each.database == "postgresql"], ids=str)
-def test_encrypted_notification_costs_one_ping(server_of: Callable[[Driver], Server], driver: Driver) -> None:
-    if missing := driver.missing():
-        pytest.skip(missing)
-    server = server_of(driver)
+def test_encrypted_notification_costs_one_ping(server_of: Callable[..., Server], driver: Driver) -> None:
+    server = server_of(driver, tls=True)
     engine = encrypted(server, driver)
     pool_guard = guard(engine)
     with engine.connect() as connection:

@@ -77,6 +77,7 @@ def worker(tmp_path: Path, postgres: PostgreSQL) -> Iterator[Callable[..., Ask]]
         quiet = ["--loglevel", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"]
         command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "--pool", "prefork", *quiet, *options]
         child = stack.enter_context(Child(command, log=tmp_path / "worker.log", env=environ, cwd=tmp_path))
+        stack.callback(child.kill)  # its orderly end takes five seconds
 
         def ready() -> bool:
             assert child.running, child.output()

@@ -23,7 +23,7 @@ from wsgi_dbguard.hooks import gunicorn as hooks
 from wsgi_dbguard.lab.process import Child, wait_until
 
 GUNICORN = sysconfig.get_path("scripts") + "/gunicorn"
-HOOKS = {"post_fork", "post_worker_init", "worker_abort"}
+HOOKS = {"child_exit", "post_fork", "post_worker_init", "worker_abort"}
 STAR = "from wsgi_dbguard.hooks.gunicorn import *\n"
 # Each says who was called, and whether the guard had taken notice of the fork by then.
 TELLING = """

@@ -1,4 +1,4 @@
-"""A fault proxy between two bare sockets."""
+"""A fault proxy between two bare sockets, and a PostgreSQL behind PgBouncer and HAProxy."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from contextlib import ExitStack
 
 import pytest
 
+from wsgi_dbguard.lab.postgres import PostgreSQL
+from wsgi_dbguard.lab.process import wait_until
 from wsgi_dbguard.lab.proxy import FaultProxy
 from wsgi_dbguard.lab.wire import TIMEOUT
 
@@ -49,3 +51,17 @@ def connect(
 ) -> Callable[[], tuple[socket.socket, socket.socket]]:
     """Both ends of a new connection through the proxy: (client, server)."""
     return lambda: (dial(), answer())
+
+
+@pytest.fixture(scope="session")
+def running() -> Iterator[PostgreSQL]:
+    """To be stopped and started, not closed."""
+    with PostgreSQL() as server:
+        yield server
+
+
+@pytest.fixture
+def database(running: PostgreSQL) -> PostgreSQL:
+    """Without the connections of the test before, whose backends may still be about to end."""
+    wait_until(lambda: not running.backends(), timeout=60, what="those of the test before to leave")
+    return running

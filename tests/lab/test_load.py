@@ -4,7 +4,6 @@ import json
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from wsgi_dbguard.lab.load import LoadGenerator, LoadResult, wait_for_http
+from wsgi_dbguard.lab.process import wait_until
 
 Serve = Callable[[Callable[[BaseHTTPRequestHandler, str], None]], str]
 ServeSockets = Callable[[Callable[[socket.socket, int], None]], str]
@@ -275,10 +275,7 @@ class TestRun:
         assert "new" in repr(load)
         load.start()
         try:
-            deadline = time.monotonic() + 60.0
-            while load.result.requests < 50:
-                assert time.monotonic() < deadline
-                time.sleep(0.001)
+            wait_until(lambda: load.result.requests >= 50, timeout=60.0, what="fifty requests", interval=0.001)
             assert "running" in repr(load)
             with pytest.raises(RuntimeError, match="already"):
                 load.start()
@@ -287,6 +284,20 @@ class TestRun:
         assert "ended" in repr(load)
         assert result.succeeded == result.requests >= 50
         assert load.stop() is result
+
+    def test_an_interrupt_in_the_middle_of_its_start_leaves_nothing_that_cannot_be_stopped(
+        self, serve: Serve, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        load = LoadGenerator(serve(lambda handler, token: reply(handler, token)), threads=4)
+
+        def interrupt() -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(load._threads[2], "start", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            load.start()
+        load.stop()
+        assert load.ended
 
     def test_a_run_without_an_end_is_refused(self) -> None:
         with pytest.raises(ValueError, match="requests or seconds"):

@@ -1,6 +1,7 @@
+"""PgBouncer, what is its own; what it has in common with HAProxy is in test_middlemen.py."""
+
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,6 @@ from sqlalchemy.pool import NullPool
 from wsgi_dbguard.lab import provision
 from wsgi_dbguard.lab.pgbouncer import PgBouncer
 from wsgi_dbguard.lab.postgres import PostgreSQL, ServerMissing
-from wsgi_dbguard.lab.process import gone, wait_until
 
 try:
     provision.program("pgbouncer", package="pgbouncer")
@@ -19,19 +19,6 @@ except ServerMissing as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
 BACKEND = text("select pg_backend_pid()")
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[PostgreSQL]:
-    with PostgreSQL() as server:
-        yield server
-
-
-@pytest.fixture
-def database(running: PostgreSQL) -> PostgreSQL:
-    """Without the connections of the test before, whose backends may still be about to end."""
-    wait_until(lambda: not running.backends(), timeout=60, what="those of the test before to leave")
-    return running
 
 
 @pytest.fixture
@@ -74,39 +61,8 @@ def test_clients_socket_survives_the_death_of_the_backend(database: PostgreSQL, 
     engine.dispose()
 
 
-@pytest.mark.parametrize("end", ["restart", "kill"])
-def test_restart_and_kill_disconnect_clients_and_keep_the_port(pooler: PgBouncer, end: str) -> None:
-    engine = create_engine(pooler.url())
-    port, pid = pooler.port, pooler.pid
-    with engine.connect() as connection:
-        assert connection.scalar(text("select 1")) == 1
-        getattr(pooler, end)()
-        assert gone(pid)
-        pooler.start()
-        with pytest.raises(OperationalError):
-            connection.scalar(text("select 1"))
-    with engine.connect() as connection:
-        assert connection.scalar(text("select 1")) == 1
-    assert pooler.port == port
-    engine.dispose()
-
-
-def test_stopped_it_refuses(pooler: PgBouncer) -> None:
-    pooler.stop()
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((pooler.host, pooler.port))
-
-
 def test_settings_reach_it(database: PostgreSQL) -> None:
     with PgBouncer(database, settings={"max_client_conn": "1"}) as pooler:
         engine = create_engine(pooler.url(), poolclass=NullPool)
         with engine.connect(), pytest.raises(OperationalError, match="max_client_conn"):
             engine.connect()
-
-
-def test_impossible_setting_fails_with_the_words_of_the_log_and_leaves_nothing(database: PostgreSQL) -> None:
-    pooler = PgBouncer(database, settings={"no_such_setting": "1"})
-    with pytest.raises(RuntimeError, match="no_such_setting"), pooler:
-        pass
-    assert not pooler.running
-    assert not pooler.log.exists()

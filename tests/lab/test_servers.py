@@ -36,6 +36,7 @@ def test_guard_is_in_the_guarded_server_only(start: Callable[..., Server], guard
     assert all(map(gone, pids))
 
 
+@pytest.mark.slow
 @both
 def test_application_that_cannot_be_imported_is_told_at_once(start: Callable[..., Server], tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("raise ValueError('no application today')")

@@ -110,7 +110,7 @@ class Site:
         return self
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def pair() -> Iterator[PostgreSQLPair]:
     try:
         pair = PostgreSQLPair()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -42,6 +43,16 @@ def test_a_replica_that_goes_away_fails_no_request(own_site: Site, fault: str) -
     assert {(answer.status, answer.body) for answer in answers} == {("200 OK", "primary")}
     own_site.pair.replica.start()
     own_site.ready()
+
+
+def test_nobody_waits_for_a_replica_with_hold(make_site: Callable[..., Site], own_pair: PostgreSQLPair) -> None:
+    """The setting is for a database that there is no other for."""
+    site = make_site(own_pair, guard={"hold": 90.0}).ready()
+    own_pair.replica.kill()
+    began = time.monotonic()
+    answers = [site.ask(site.where) for _ in range(3)]
+    assert {(answer.status, answer.body) for answer in answers} == {("200 OK", "primary")}
+    assert time.monotonic() - began < 60.0
 
 
 def test_a_replica_that_hangs_is_left_alone(own_site: Site) -> None:

@@ -221,36 +221,3 @@ def test_impossible_ones_are_refused(site: Site) -> None:
         Replicas(site.replica, [], secret="x")
     with pytest.raises(TypeError, match="not str"):
         Replicas("postgresql://", [site.replica], secret="x")  # type: ignore[arg-type]
-
-
-def test_at_the_end_of_a_page_the_replica_is_not_waited_for(site: Site) -> None:
-    """The insert position rests behind the next page's header, which replay does not reach on an idle primary."""
-    block = 8192
-
-    def inserted() -> int:
-        ((position,),) = site.pair.primary.query("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn")
-        return int(position)
-
-    def emit(size: int) -> None:
-        site.pair.primary.query("SELECT pg_logical_emit_message(false, 'x', repeat('x', %s), true)", size)
-
-    def filled() -> bool:
-        """Fill the page to its end, by one record; not when somebody else writes at the same time."""
-        while block - inserted() % block < 2000:
-            emit(600)
-        before = inserted()
-        emit(600)
-        emit(block - inserted() % block - (inserted() - before - 600))
-        return inserted() % block == 24
-
-    wait_until(filled, timeout=60.0, what="a record that ends with its page")
-    site.pair.caught_up()
-    boundary = inserted() // block * block
-    answer = site.ask(site.where, "POST")
-    if inserted() == boundary + 24:  # still idle
-        ((replayed,),) = site.pair.replica.query("SELECT pg_last_wal_replay_lsn() - '0/0'::pg_lsn")
-        assert replayed == boundary
-        assert str(TOKENS.load([answer.headers["DB-Position"]]).position) == f"{boundary >> 32:X}/{boundary % 2**32:X}"
-    wait_until(
-        lambda: site.ask(site.where, HTTP_COOKIE=answer.cookie).body == "replica", timeout=60.0, what="the replica"
-    )

@@ -33,7 +33,7 @@ def database(driver: str) -> Iterator[PostgreSQL | MariaDB]:
 def test_no_request_fails_while_the_database_restarts(
     database: PostgreSQL | MariaDB, driver: str, tmp_path: Path
 ) -> None:
-    results = restarts(database, driver, fast=2, kills=2, directory=tmp_path)
+    results = restarts(database, driver, fast=1, kills=1, directory=tmp_path)
     for each in (Contender.NOTHING, Contender.PRE_PING):
         assert results[each].failed > 0
     guarded = results[Contender.GUARD]

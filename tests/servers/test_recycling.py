@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from wsgi_dbguard.lab.mariadb import MariaDB, ServerMissing
+from wsgi_dbguard.lab.mariadb import MariaDB
 from wsgi_dbguard.lab.postgres import PostgreSQL
 from wsgi_dbguard.lab.recycling import Outcome, recycle
 from wsgi_dbguard.lab.setups import FORKING, INTERRUPTING, RECYCLING, RELOADING, SETUPS, recycled
@@ -22,16 +21,6 @@ ON_MARIADB = (
     "uWSGI threads, max-requests",
     "uWSGI harakiri",
 )
-
-
-@pytest.fixture(scope="module")
-def mariadb() -> Iterator[MariaDB]:
-    try:
-        server = MariaDB()
-    except ServerMissing as missing:
-        pytest.skip(str(missing))
-    with server:
-        yield server
 
 
 def check(outcome: Outcome) -> None:

@@ -21,7 +21,6 @@ from wsgi_dbguard.lab.drivers import DRIVERS, Driver
 from wsgi_dbguard.lab.mariadb import MariaDB
 from wsgi_dbguard.lab.network import SilentDrop, available
 from wsgi_dbguard.lab.postgres import PostgreSQL
-from wsgi_dbguard.lab.provision import ServerMissing
 
 reason = available()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(reason is not None, reason=str(reason))]
@@ -31,27 +30,7 @@ BOUND = 60.0  # seconds: far from 15 minutes, and far from what the guard needs
 PING: dict[str, Any] = {"ping_after": 0.0, "ping_timeout": 0.5}
 INSTALLED = [driver for driver in DRIVERS if not driver.missing()]
 Database = PostgreSQL | MariaDB
-SERVERS: dict[str, Callable[[], Database]] = {"postgresql": PostgreSQL, "mariadb": MariaDB}
 SLEEP = {"postgresql": "select pg_sleep(600)", "mariadb": "select sleep(600)"}
-
-
-@pytest.fixture(scope="module")
-def servers() -> Iterator[Callable[[Driver], Database]]:
-    """The server for a driver, started when it is first asked for."""
-    running: dict[str, Database] = {}
-    with ExitStack() as stack:
-
-        def server(driver: Driver) -> Database:
-            if driver.database not in running:
-                try:
-                    new = SERVERS[driver.database]()
-                except ServerMissing as missing:
-                    pytest.skip(str(missing))
-                stack.enter_context(new)
-                running[driver.database] = new
-            return running[driver.database]
-
-        yield server
 
 
 class Site:
@@ -84,13 +63,11 @@ def driver(request: pytest.FixtureRequest) -> Driver:
 
 
 @pytest.fixture
-def make_site(
-    servers: Callable[[Driver], Database], driver: Driver
-) -> Iterator[Callable[..., tuple[Site, SilentDrop]]]:
+def make_site(server_of: Callable[..., Database], driver: Driver) -> Iterator[Callable[..., tuple[Site, SilentDrop]]]:
     with ExitStack() as stack:
 
         def make(**options: Any) -> tuple[Site, SilentDrop]:
-            server = servers(driver)
+            server = server_of(driver)
             link = stack.enter_context(SilentDrop(server.host, server.port))
             site = Site(server, driver, link, **options)
             stack.callback(site.engine.dispose)

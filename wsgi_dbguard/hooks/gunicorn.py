@@ -18,6 +18,9 @@ to it that this happens as well while the worker waits in psycopg2 or mysqlclien
 run. Threads and greenlets that wait for a query never make gunicorn abort their worker: the setting `deadline` of
 `DBGuard` is for those.
 
+`child_exit` removes from ``PROMETHEUS_MULTIPROC_DIR`` the gauges of a worker that has ended, if that is set (see
+`wsgi_dbguard.metrics.prometheus`).
+
 Only hooks are exported: gunicorn takes every top-level name of the configuration that is a setting's name as that
 setting.
 """
@@ -26,13 +29,14 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
 from wsgi_dbguard import aborts, canceller
 from wsgi_dbguard.fork import after_fork
 
-__all__ = ["compose", "post_fork", "post_worker_init", "worker_abort"]
+__all__ = ["child_exit", "compose", "post_fork", "post_worker_init", "worker_abort"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +57,17 @@ def post_worker_init(worker: Any) -> None:
 def worker_abort(worker: Any) -> None:
     """In a worker that gunicorn aborts: stop its queries on the server, in half a second at most. Never raises."""
     canceller.abort()
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """In the master, when a worker has ended: without prometheus-client's multiprocess mode, nothing. Never raises."""
+    try:
+        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            from wsgi_dbguard.metrics import slots
+
+            slots.mark_process_dead(worker.pid)
+    except Exception:
+        logger.exception("the gauges of worker %s are still there", getattr(worker, "pid", "?"))
 
 
 def compose(*hooks: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,6 +15,10 @@ harakiri is SIGKILL: nothing in the worker can stop its query then, which goes o
 ``deadline`` of `DBGuard` be shorter than harakiri; and PostgreSQL's ``client_connection_check_interval`` has the server
 itself look now and then whether the client is still there. MySQL and MariaDB have nothing like it.
 
+With prometheus-client's multiprocess mode (``PROMETHEUS_MULTIPROC_DIR`` is set) it sets ``uwsgi.atexit`` as well: a
+worker that ends in order removes its gauges, see `wsgi_dbguard.metrics.prometheus`, and a new one those of workers that
+were killed. What stands there already is called after it.
+
 If the application later puts a hook of its own in ``uwsgi.post_fork_hook`` directly, it replaces this one: let it call
 `wsgi_dbguard.after_fork` first. The guard would notice the fork at the next request all the same.
 """
@@ -22,6 +26,7 @@ If the application later puts a hook of its own in ``uwsgi.post_fork_hook`` dire
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 
 import uwsgi
@@ -55,6 +60,7 @@ _hooks = _hooks_that_stand()
 
 def _post_fork() -> None:
     after_fork()
+    _forget_gauges(mine=False)
     for hook in _hooks:
         try:
             hook()
@@ -63,4 +69,28 @@ def _post_fork() -> None:
             _logger.exception("post_fork hook %r failed", hook)
 
 
+def _forget_gauges(*, mine: bool) -> None:
+    """Remove those of processes that are dead; and, as the last thing that it does, of this one."""
+    try:
+        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            from wsgi_dbguard.metrics import slots
+
+            slots.mark_process_dead(os.getpid() if mine else None)
+    except Exception:
+        _logger.exception("gauges of processes that are gone are still there")
+
+
+_last: Callable[[], object] | None = None
+
+
+def _at_exit() -> None:
+    _forget_gauges(mine=True)
+    if _last is not None:
+        _last()
+
+
 uwsgi.post_fork_hook = _post_fork
+
+if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+    _last = getattr(uwsgi, "atexit", None)
+    uwsgi.atexit = _at_exit

@@ -22,12 +22,18 @@ is added. A claim whose lease is over, since its process died or was stopped, is
 old owner's COMMIT then finds no row of its own and fails (`ClaimLost`), so nothing is done twice. And a COMMIT whose
 reply was lost is looked up.
 
+If the row cannot be marked (a lock, a deadlock, a full disk, a lost connection), the application's COMMIT fails with
+the driver's error, and its transaction is rolled back for certain. Transactions in two phases are marked before they
+are prepared; savepoints have nothing to do with it.
+
 When not to use it: for effects outside this one database (mail, other databases); they are as often done as the
 application runs. Writes that are committed past SQLAlchemy, in autocommit, or by the server itself (DDL in MySQL), and
-those of threads that run outside the request's context, do not mark the row. A transaction that was made READ ONLY by a
+those of threads that run outside the request's context, do not mark the row: a request that did them and ended well is
+answered from the row, one that failed or died after them does them again. A transaction that was made READ ONLY by a
 statement, not by ``postgresql_readonly``, cannot be committed in a keyed request in PostgreSQL. A process that is
 stopped between the mark and its COMMIT keeps the row locked, until the server or the network ends its connection
-(PostgreSQL: ``idle_in_transaction_session_timeout``); until then others get their 409.
+(PostgreSQL: ``idle_in_transaction_session_timeout``); until then others get their 409. So does a transaction that was
+prepared, until somebody commits it or rolls it back.
 
 `Idempotent` belongs inside of `DBGuard`, which then may run a request again: as the same owner, and with
 what the row says about a COMMIT in doubt. The other way round nothing is done twice either, but a request that had

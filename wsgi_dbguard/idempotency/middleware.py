@@ -14,16 +14,17 @@ from sqlalchemy import Engine
 from wsgi_dbguard import answers
 from wsgi_dbguard.answers import Problem
 from wsgi_dbguard.exchange import REQUEST
-from wsgi_dbguard.replay import RecordedInput
 from wsgi_dbguard.request import Request
 
 from .attempt import Attempt
-from .claims import Claim, watch
+from .body import ReadBody
+from .claims import Claim
 from .header import parse_key
 from .problems import MALFORMED, MISSING
 from .recorder import replay
 from .store import Store, Stored, Unreachable
 from .table import TABLE
+from .watch import watch
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -114,7 +115,7 @@ class Idempotent:
         return result
 
     def _result(
-        self, header: str | None, body: RecordedInput | None, environ: WSGIEnvironment, start_response: StartResponse
+        self, header: str | None, body: ReadBody | None, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes] | Problem | Stored:
         if header is None:
             return MISSING
@@ -145,16 +146,16 @@ class Idempotent:
             return _digest(key.encode())
         return _digest(key.encode(), principal.encode() if isinstance(principal, str) else principal)
 
-    def _record(self, environ: WSGIEnvironment) -> RecordedInput | None:
+    def _record(self, environ: WSGIEnvironment) -> ReadBody | None:
         """Have the body remembered as far as it is compared; None where there is none, or nobody tells its end."""
         length = environ.get("CONTENT_LENGTH", "")
         known = int(length) if length.isdecimal() else None
         if not known and not (known is None and environ.get("wsgi.input_terminated")):
             return None
-        body = environ["wsgi.input"] = RecordedInput(environ["wsgi.input"], self._limit, known)
+        body = environ["wsgi.input"] = ReadBody(environ["wsgi.input"], self._limit, known)
         return body
 
-    def _fingerprint(self, body: RecordedInput | None, environ: WSGIEnvironment) -> str:
+    def _fingerprint(self, body: ReadBody | None, environ: WSGIEnvironment) -> str:
         """What tells this request from another one. Raises OSError if the client goes away."""
         content = bytearray()
         if body is not None:

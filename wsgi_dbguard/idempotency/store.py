@@ -23,7 +23,6 @@ from sqlalchemy import (
     delete,
     exists,
     false,
-    func,
     insert,
     literal_column,
     select,
@@ -37,6 +36,7 @@ from wsgi_dbguard.failures import Failure
 from wsgi_dbguard.request import current
 
 from .claims import active
+from .marker import Marker
 from .problems import APPLIED, MISMATCH, RUNNING
 from .table import clock, make_table
 
@@ -47,7 +47,6 @@ T = TypeVar("T")
 _TRIES = 5  # of a transaction that lost its connection or against another one
 _LOCKED_FOR = 5.0  # seconds to wait for a COMMIT whose reply was lost, and that is still being carried out
 _PAUSE = 0.02  # seconds between two looks
-_NUMBER = func.txid_current_if_assigned()  # PostgreSQL: None in a transaction that has not written
 _PASSING = frozenset({Failure.DISCONNECT, Failure.SERIALIZATION, Failure.DEADLOCK, Failure.READ_ONLY})
 
 
@@ -87,9 +86,7 @@ class Store:
         self._look = row.where(columns.id == bindparam("key"))
         self._insert_values = self._insertion()
         mine = update(self._keys).where(columns.id == bindparam("key"), columns.owner == bindparam("by"))
-        self._mark = mine.values(applied=True)
-        if self._postgresql:
-            self._mark = self._mark.where(_NUMBER.is_not(None))
+        self.mark = Marker(engine, mine)
         self._over = mine.values(expires=0.0)
         self._answered = mine.values(expires=0.0, head=bindparam("answer_head"), body=bindparam("answer_body"))
 
@@ -133,15 +130,6 @@ class Store:
         """
         row = self._repeat(lambda: self._alone(lambda connection: self._row(connection, key)))
         return None if row is None else _tell(row, fingerprint)
-
-    def mark(self, connection: Connection, key: str, owner: str) -> bool | None:
-        """Mark the row as applied in the transaction of `connection`. False: it is not the row of `owner` any more.
-
-        None: PostgreSQL says that the transaction has written nothing, so there is nothing to mark.
-        """
-        if connection.execute(self._mark, {"key": key, "by": owner}).rowcount == 1:
-            return True
-        return None if self._postgresql and connection.scalar(select(_NUMBER)) is None else False
 
     def finish(self, key: str, owner: str, answer: Stored | None) -> None:
         """The request is over; with its `answer`, or without one that could be kept.

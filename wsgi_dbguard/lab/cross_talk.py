@@ -25,7 +25,7 @@ from .servers import APPS, Server, gunicorn, uwsgi
 __all__ = ["SETUPS", "Outcome", "Setup", "cross_talk"]
 
 PATIENCE = 60.0  # seconds a client waits for a server that answers, however busy the machine
-HUNG = 5.0  # seconds a client waits for workers that read from one connection, and may wait for each other for ever
+HUNG = 2.0  # seconds a client waits for workers that read from one connection, and may wait for each other for ever
 GUNICORN = ("--workers=2", "--graceful-timeout=2")
 UWSGI = ("--master", "--processes=2", "--threads=2")
 
@@ -81,10 +81,13 @@ def cross_talk(
     postgres: PostgreSQL,
     directory: Path,
     seconds: float | None = None,
+    once: bool = False,
 ) -> Outcome:
     """Start the server, send `requests`, for at most `seconds` seconds, and look at the database from outside.
 
-    directory: for the server's log. Raises RuntimeError or TimeoutError when the server does not start.
+    once: the first request that fails or is answered wrongly is the last. directory: for the server's log.
+
+    Raises RuntimeError or TimeoutError when the server does not start.
     """
     run = f"cross-talk-{uuid4().hex[:8]}"  # tells this run's backends and rows from others'
     postgres.query("create table if not exists imported (run text)")
@@ -102,10 +105,26 @@ def cross_talk(
         opened = _imported(server, setup, run, postgres)
         url = f"{server.ready()}/echo?token={{token}}"
         timeout = HUNG if setup.shares and not guarded else PATIENCE
-        load = LoadGenerator(url, requests=requests, seconds=seconds, timeout=timeout).run()
+        load = _loaded(LoadGenerator(url, requests=requests, seconds=seconds, timeout=timeout), once=once)
         still_open = _open_transactions(run, postgres)
         [(committed,)] = postgres.query("select count(*) from imported where run = %s", run)
     return Outcome(setup, guarded, load, still_open == opened, committed, left=_left(run, postgres))
+
+
+def _loaded(load: LoadGenerator, *, once: bool) -> LoadResult:
+    if not once:
+        return load.run()
+    load.start()
+    try:
+        wait_until(
+            lambda: load.result.failed or load.result.wrong or load.ended,
+            timeout=2 * PATIENCE,
+            what="the load",
+            interval=0.02,
+        )
+    finally:
+        load.stop()
+    return load.result
 
 
 def _imported(server: Server, setup: Setup, run: str, postgres: PostgreSQL) -> list[int]:

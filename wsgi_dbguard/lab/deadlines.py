@@ -1,7 +1,7 @@
 """A query that takes too long, on a real server: is it answered in time, stopped in the database, and forgotten?
 
-`overrun` has a request run into its deadline, `abort` has gunicorn abort a worker in the middle of a query. Both look
-at the database from outside, and ask the same pool or server once more.
+`overrun` has a request run into its deadline, `abort` has a worker of gunicorn aborted in the middle of a query. Both
+look at the database from outside, and ask the same pool or server once more.
 
 Example::
 
@@ -12,18 +12,21 @@ Example::
 from __future__ import annotations
 
 import http.client
+import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from .drivers import Driver
 from .mariadb import MariaDB
 from .postgres import PostgreSQL
 from .process import wait_until
-from .servers import APPS, Server, gunicorn, uwsgi
+from .servers import APPS, HOOKS, Server, gunicorn, uwsgi
 
 __all__ = ["DEADLINE", "LONG", "SERVERS", "Outcome", "Start", "abort", "asleep", "overrun"]
 
@@ -57,15 +60,15 @@ class Outcome:
 
 
 def _gunicorn(*options: str) -> Start:
-    def start(app: str, *more: str, **variables: str) -> Server:
-        return gunicorn(app, "--workers=1", *options, *more, **variables)  # type: ignore[arg-type]
+    def start(app: str, *more: str, **variables: Any) -> Server:
+        return gunicorn(app, "--workers=1", *options, *more, **variables)
 
     return start
 
 
 def _uwsgi(*options: str) -> Start:
-    def start(app: str, *more: str, **variables: str) -> Server:
-        return uwsgi(app, "--master", *options, *more, **variables)  # type: ignore[arg-type]
+    def start(app: str, *more: str, **variables: Any) -> Server:
+        return uwsgi(app, "--master", *options, *more, **variables)
 
     return start
 
@@ -94,7 +97,9 @@ def overrun(start: Start, driver: Driver, database: Database, *, directory: Path
         _ask(url, "/echo?token=before")  # the first connection takes its time
         begun = time.monotonic()
         status, body = _ask(url, f"/slow?token=slow&seconds={LONG}")
-        return _outcome(database, url, status, body, time.monotonic() - begun)
+        outcome = _outcome(database, url, status, body, time.monotonic() - begun)
+        server.child.kill()  # its orderly end takes a second or two, and is no matter here
+        return outcome
 
 
 def abort(
@@ -103,37 +108,74 @@ def abort(
     database: Database,
     *,
     guarded: bool,
-    timeout: int,
     directory: Path,
+    timeout: int = 0,
     patience: float = PATIENCE,
 ) -> Outcome:
-    """gunicorn aborts a worker that has been in a query for `timeout` seconds.
+    """SIGABRT for a worker of gunicorn that is in a query.
+
+    timeout: seconds after which gunicorn sends it, and SIGKILL a second later, or for a guarded server `PATIENCE` later
+    (see `_LATE`). 0: it is sent from here, as soon as the query runs, and nobody kills.
 
     Raises TimeoutError when the query is still there `patience` seconds after that, or the server does not start.
     """
-    with _serving(start, driver, database, directory, f"--timeout={timeout}", guarded=guarded) as server:
+    config = _late(directory) if guarded else None
+    with _serving(start, driver, database, directory, f"--timeout={timeout}", guarded=guarded, config=config) as server:
         url = server.ready()
         connection = _connected(url)
         try:
             connection.request("GET", f"/slow?token=slow&seconds={LONG}")
             wait_until(lambda: asleep(database), timeout=PATIENCE, what="the query in the database")
             begun = time.monotonic()
+            if not timeout:
+                _, worker = server.processes
+                os.kill(worker, signal.SIGABRT)
             status, body = _answer(connection)
         finally:
             connection.close()
-        return _outcome(database, url, status, body, time.monotonic() - begun, patience)
+        outcome = _outcome(database, url, status, body, time.monotonic() - begun, patience)
+        server.child.kill()
+        return outcome
+
+
+# On a busy machine a second may not be enough for the guard to stop the query.
+_LATE = f"""{HOOKS}
+control_socket_disable = True
+
+import signal
+import time
+from gunicorn.arbiter import Arbiter
+
+aborted = {{}}
+kill_now = Arbiter.kill_worker
+
+def kill_worker(arbiter, pid, number):
+    if number == signal.SIGABRT:
+        aborted[pid] = time.monotonic()
+    if number != signal.SIGKILL or pid not in aborted or time.monotonic() > aborted[pid] + {PATIENCE}:
+        kill_now(arbiter, pid, number)
+
+Arbiter.kill_worker = kill_worker
+"""
+
+
+def _late(directory: Path) -> Path:
+    """A gunicorn.conf.py by which an aborted worker is killed later than by default."""
+    path = directory / "late.conf.py"
+    path.write_text(_LATE)
+    return path
 
 
 def _serving(
     start: Start, driver: Driver, database: Database, directory: Path, *options: str, guarded: bool = True,
-    deadline: str = "",
+    deadline: str = "", **more: Any,
 ) -> Server:  # fmt: skip
     variables = {"DATABASE_URL": driver.url(database.url()).render_as_string(hide_password=False)}
     if deadline:
         # Patience: on a busy machine a cancel takes its time, and its socket is not to be cut before.
         variables |= {"WSGI_DBGUARD_DEADLINE": deadline, "WSGI_DBGUARD_PING_TIMEOUT": "20"}
     app = "trials:guarded()" if guarded else "trials:unguarded()"
-    return start(app, *options, guarded=guarded, directory=directory, path=[APPS], **variables)
+    return start(app, *options, guarded=guarded, directory=directory, path=[APPS], **more, **variables)
 
 
 def _outcome(

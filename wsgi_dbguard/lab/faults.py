@@ -65,6 +65,17 @@ def _pause(stage: Stage) -> None:
     stage.later(0.7, stage.server.resume)
 
 
+def _stop(stage: Stage) -> None:
+    stage.server.pause()
+
+
+def _go_on(stage: Stage) -> None:
+    stage.server.resume()
+    if stage.victims:  # their queries go on, though nobody waits for them any more
+        stage.server.terminate(*stage.victims)
+
+
+_STOPPED = {"ping_after": 0.0, "connect_timeout": 2.0}
 BACKENDS = [
     *(Fault("backend killed", _terminate, moment=moment) for moment in Moment),
     Fault("server restarted", _restart),
@@ -78,6 +89,27 @@ BACKENDS = [
         breaks=False,
         settings={"ping_after": 0.0},
         note="each connection is asked and none answers within `ping_timeout`: new ones are opened, and wait.",
+    ),
+    Fault(
+        "server stopped",
+        _stop,
+        undo=_go_on,
+        settings=_STOPPED,
+        costs=REQUESTS * THREADS,
+        note="no request can succeed; what matters is that each is told so. `ping_timeout` (0.5 s) bounds the use of"
+        " the connection that was in the pool, `connect_timeout` (2 s) the opening of another one; then the database"
+        " is known to be away. A connection that was used within `ping_after` (0 here) is not asked, so that what its"
+        " query meets is the next row.",
+    ),
+    Fault(
+        "server stopped, deadline",
+        _stop,
+        moment=Moment.QUERY,
+        undo=_go_on,
+        settings={**_STOPPED, "deadline": 2.0},
+        costs=REQUESTS * THREADS,
+        note="the kernel of a stopped server acknowledges what it is sent, so only `deadline` (2 s, and then"
+        " `ping_timeout`) bounds the query, in a request under `DBGuard`. Without it nothing does.",
     ),
 ]
 

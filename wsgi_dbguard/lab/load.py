@@ -25,6 +25,7 @@ import threading
 import time
 from array import array
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -176,13 +177,19 @@ class LoadGenerator:
         self._stopping.set()
         if self._started:
             for thread in self._threads:
-                thread.join()
+                with suppress(RuntimeError):  # not started (yet), after an interrupt in start(): it will send nothing
+                    thread.join()
             self.result.seconds = self.result.seconds or time.monotonic() - self._started
         return self.result
 
+    @property
+    def ended(self) -> bool:
+        """Whether it was started, and all that it was to send is answered or given up."""
+        return self._started > 0 and not any(thread.is_alive() for thread in self._threads)
+
     def __repr__(self) -> str:
         r = self.result
-        state = "running" if any(thread.is_alive() for thread in self._threads) else "ended" if self._started else "new"
+        state = "new" if not self._started else "ended" if self.ended else "running"
         return f"<LoadGenerator {self.url} {state}, {r.requests} requests, {r.failed} failed, {r.wrong} wrong>"
 
     def _work(self) -> None:

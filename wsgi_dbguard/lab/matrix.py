@@ -24,6 +24,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from wsgi_dbguard import deadline
+from wsgi_dbguard.request import Request, current
+
 from .contenders import Contender, Pool
 from .drivers import Driver
 from .fault import REQUESTS, THREADS, Fault, Moment
@@ -33,7 +36,7 @@ from .stage import Stage
 
 __all__ = ["BUSY", "LIMIT", "Outcome", "limit", "play"]
 
-LIMIT = 5.0  # seconds a request may take that nothing looks after; without an answer it would wait for minutes
+LIMIT = 4.0  # seconds a request may take that nothing looks after; without an answer it would wait for minutes
 BUSY = 20.0  # the same for one that must not hang; the settings of the stage allow a fraction, on a machine at rest
 READY = 60.0  # seconds for what has to be there before the fault
 
@@ -160,6 +163,12 @@ class _Run:
             self.outcome.hung += len(self.running)
             self.outcome.slowest = max([self.outcome.slowest, *(now - begun for begun in self.running.values())])
 
+    def wake(self) -> None:
+        """Wake up the threads that hang, when the fault is over, or the pool could not be closed."""
+        self.pool.cut()
+        for thread in self.threads:
+            thread.join(60.0)
+
 
 class _Victim:
     """A request that holds a connection at the fault's moment, and goes on after it."""
@@ -173,7 +182,7 @@ class _Victim:
         run.start(lambda: run.request(self.ask, in_use=True))
 
     def ask(self, token: str) -> str:
-        with self.pool.engine.connect() as connection:
+        with _limited(self.pool), self.pool.engine.connect() as connection:
             self.stage.victims.append(connection.exec_driver_sql(self.stage.dialect.backend).scalar_one())
             connection.exec_driver_sql("SELECT count(*) FROM written")  # InnoDB's transactions begin with a table
             if self.moment is not Moment.TRANSACTION:
@@ -187,6 +196,23 @@ class _Victim:
 
 
 @contextmanager
+def _limited(pool: Pool) -> Iterator[None]:
+    """A request as `DBGuard` makes it, where the guard has a deadline."""
+    if pool.guard is None or pool.guard.config.deadline is None:
+        yield
+        return
+    deadline.watch(pool.engine)
+    request = Request({"REQUEST_METHOD": "GET", "PATH_INFO": "/"})
+    request.limit = pool.guard.config.deadline
+    before = current.set(request)
+    try:
+        yield
+    finally:
+        current.reset(before)
+        request.end()
+
+
+@contextmanager
 def _victims(stage: Stage, fault: Fault, runs: Sequence[_Run]) -> Iterator[None]:
     """A request in each pool that is at the fault's moment; it goes on at the end of the block."""
     if fault.moment is Moment.POOL:
@@ -197,7 +223,14 @@ def _victims(stage: Stage, fault: Fault, runs: Sequence[_Run]) -> Iterator[None]
         if not victim.ready.wait(READY):
             raise RuntimeError(f"{fault}: a connection did not get there")
     if fault.moment is Moment.QUERY:
-        wait_until(lambda: stage.asleep() >= len(runs), timeout=READY, what="queries that sleep")
+        # One after the other: a deadline may wake the first one before the last one is there.
+        missing = set(stage.victims)
+
+        def all_there() -> bool:
+            missing.difference_update(stage.asleep())
+            return not missing
+
+        wait_until(all_there, timeout=READY, what="queries that sleep")
     try:
         yield
     finally:
@@ -219,14 +252,21 @@ def play(
     if fault.interrupt:
         return _interrupted(stage, fault, chosen, list(contenders))
     fault.prepare(stage)
+    runs: list[_Run] = []
     try:
-        return _play(stage, fault, chosen, list(contenders))
+        _play(stage, fault, chosen, list(contenders), runs)
     finally:
         fault.undo(stage)
+        for run in runs:
+            run.wake()
         stage.close()
+    return [run.outcome for run in runs]
 
 
-def _play(stage: Stage, fault: Fault, drivers: Sequence[Driver], contenders: Sequence[Contender]) -> list[Outcome]:
+def _play(
+    stage: Stage, fault: Fault, drivers: Sequence[Driver], contenders: Sequence[Contender], runs: list[_Run]
+) -> None:
+    """Fills `runs`, whose threads may still hang then."""
     stage.open(
         drivers,
         contenders,
@@ -237,7 +277,7 @@ def _play(stage: Stage, fault: Fault, drivers: Sequence[Driver], contenders: Seq
     )
     for pool in stage.pools:
         pool.ask("before")
-    runs = [_Run(pool, Outcome(fault, pool.driver, pool.contender)) for pool in stage.pools]
+    runs += [_Run(pool, Outcome(fault, pool.driver, pool.contender)) for pool in stage.pools]
     with _victims(stage, fault, runs):
         before = [(pool.connects, _counts(pool)) for pool in stage.pools]
         fault.inject(stage)
@@ -249,12 +289,6 @@ def _play(stage: Stage, fault: Fault, drivers: Sequence[Driver], contenders: Seq
         run.finish()
         run.outcome.connects = run.pool.connects - connects
         run.outcome.stats = _difference(_counts(run.pool), stats)
-    # Those that hang are woken up, or the pool could not be closed.
-    for run in runs:
-        run.pool.cut()
-        for thread in run.threads:
-            thread.join(60.0)
-    return [run.outcome for run in runs]
 
 
 def _counts(pool: Pool) -> dict[str, Any]:

@@ -31,13 +31,15 @@ import os
 import re
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from .process import gone
+from .process import gone, wait_until
 from .provision import ServerMissing, program
 from .proxy import FaultProxy
 
@@ -52,6 +54,10 @@ _NETWORK = ipaddress.ip_network("198.18.0.0/15")
 # silent: routes vanish, and the sender's TCP hears that the host is unreachable instead of nothing.
 _NEAR, _FAR, _NOBODY = "02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:03"
 _numbers = itertools.count(1)
+_PATIENCE = 10.0  # seconds for the kernel, on a busy machine
+# States of proc_pid_net(5) in which a socket still believes in its connection: ESTABLISHED, FIN_WAIT1, FIN_WAIT2,
+# CLOSE_WAIT, LAST_ACK, CLOSING.
+_CONNECTED = frozenset({"01", "04", "05", "08", "09", "0B"})
 
 
 @functools.cache
@@ -108,7 +114,11 @@ class SilentDrop(FaultProxy):
         """Heal the link, end all connections with RST, which no lost packet delays, and remove the link."""
         with suppress(RuntimeError):
             self.heal()
+            clients = self._call(self._clients)
             self.reset()
+            # An RST that follows lost bytes is asked back for (RFC 5961, 3.2), so the link is needed a while longer.
+            with suppress(TimeoutError):
+                wait_until(lambda: not clients & self._connected(), timeout=_PATIENCE, what="the end of all clients")
         super().stop()
         self._disconnect()
 
@@ -141,6 +151,20 @@ class SilentDrop(FaultProxy):
             os.close(self._namespace)
             self._namespace = None
 
+    def _clients(self) -> set[int]:
+        """The ports from which clients are connected."""
+        found = set()
+        for link in self._relay.links.values():
+            with suppress(OSError):  # it has just gone
+                found.add(link.client.sock.getpeername()[1])
+        return found
+
+    def _connected(self) -> set[int]:
+        """Those whose sockets, on this side of the link, have not heard of an end."""
+        there = f"{int.from_bytes(socket.inet_aton(self.host), sys.byteorder):08X}:{self.port:04X}"
+        sockets = [line.split()[1:4] for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
+        return {int(near[-4:], 16) for near, far, state in sockets if far == there and state in _CONNECTED}
+
     # The link
 
     def _connect(self) -> None:
@@ -154,15 +178,22 @@ class SilentDrop(FaultProxy):
         self._inside(f"address add {self.host}/31 dev far", "link set far up")
         _ip(f"address add {self._near}/31 dev {self._interface}", f"link set {self._interface} up")
         self._address(_NEAR, _FAR)
+        # Until then packets are lost. A lost SYN-ACK costs a second, and who gets it twice then asks nothing back for
+        # half a second (tcp_invalid_ratelimit of ip-sysctl), so that an RST after lost bytes would be lost as well.
+        wait_until(self._carries, timeout=_PATIENCE, what=f"{self._interface} to carry packets")
+
+    def _carries(self) -> bool:
+        """Whether the kernel has found time to put both ends into service: the queue of one that is not drops all."""
+        return "qdisc noop " not in self._inside("link show far") + _ip(f"link show {self._interface}")
 
     def _address(self, near: str, far: str) -> None:
         """Address frames so. Permanent entries: there is no ARP, which would find out and report it."""
         self._inside(f"neighbour replace {self._near} lladdr {near} dev far nud permanent")
         _ip(f"neighbour replace {self.host} lladdr {far} dev {self._interface} nud permanent")
 
-    def _inside(self, *commands: str) -> None:
+    def _inside(self, *commands: str) -> str:
         assert self._namespace is not None
-        _inside(self._namespace, lambda: _ip(*commands))
+        return _inside(self._namespace, lambda: _ip(*commands))
 
     def _disconnect(self) -> None:
         namespace, self._namespace = self._namespace, None
@@ -172,13 +203,14 @@ class SilentDrop(FaultProxy):
             os.close(namespace)
 
 
-def _ip(*commands: str) -> None:
-    """Run ip(8), in the network of the calling thread. Raises OSError with its words."""
+def _ip(*commands: str) -> str:
+    """What ip(8) prints, run in the network of the calling thread. Raises OSError with its words."""
     done = subprocess.run(
         [program("ip", package="iproute2"), "-batch", "-"], input="\n".join(commands), capture_output=True, text=True
     )
     if done.returncode:
         raise OSError(done.stderr.strip())
+    return done.stdout
 
 
 def _in_thread(act: Callable[[], T]) -> T:

@@ -27,9 +27,9 @@ from .stage import Server, Stage
 
 __all__ = ["Rows", "cells"]
 
-_SERVERS: Mapping[Database, Callable[[], AbstractContextManager[Server]]] = {
-    "postgresql": PostgreSQL,
-    "mariadb": MariaDB,
+_SERVERS: Mapping[Database, Callable[[bool], AbstractContextManager[Server]]] = {
+    "postgresql": lambda system: PostgreSQL(system=system),
+    "mariadb": lambda system: MariaDB(),
 }
 
 
@@ -44,9 +44,13 @@ def cells(*, fault: str = "", driver: str = "") -> list[tuple[Fault, Driver]]:
 
 
 class Rows:
-    """Plays faults; all drivers of a database that are installed, or `drivers` of them, in one go."""
+    """Plays faults; all drivers of a database that are installed, or `drivers` of them, in one go.
 
-    def __init__(self, drivers: Iterable[Driver] = DRIVERS) -> None:
+    `system`: on Debian's PostgreSQL instead of the wheel's.
+    """
+
+    def __init__(self, drivers: Iterable[Driver] = DRIVERS, *, system: bool = False) -> None:
+        self.system = system
         self.drivers = [driver for driver in drivers if not driver.missing()]
         self._stages: dict[Database, Stage] = {}
         self._played: dict[tuple[str, Database], list[Outcome]] = {}
@@ -81,4 +85,4 @@ class Rows:
         make = _SERVERS.get(database)
         if make is None:
             raise ServerMissing(f"no {database} server")
-        return self._stack.enter_context(make())
+        return self._stack.enter_context(make(self.system))

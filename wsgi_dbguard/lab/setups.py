@@ -106,14 +106,14 @@ OS_FORK = "/fork?by=os.fork&token={token}"
 MULTIPROCESSING = "/fork?by=multiprocessing&token={token}"
 
 RECYCLING = {
-    "gunicorn sync, preload, max_requests": _gunicorn("sync", "--max-requests=20", act=recycled(10)),
-    "gunicorn gthread, preload, max_requests": _gunicorn("gthread", "--max-requests=20", act=recycled(10)),
-    "gunicorn gevent, preload, max_requests": _gunicorn("gevent", "--max-requests=20", act=recycled(6)),
+    "gunicorn sync, preload, max_requests": _gunicorn("sync", "--max-requests=20", act=recycled(4)),
+    "gunicorn gthread, preload, max_requests": _gunicorn("gthread", "--max-requests=20", act=recycled(4)),
+    "gunicorn gevent, preload, max_requests": _gunicorn("gevent", "--max-requests=20", act=recycled(4)),
     "gunicorn sync, max_requests": _gunicorn("sync", "--max-requests=20", act=recycled(3), preloaded=False),
     "gunicorn gthread, max_requests": _gunicorn("gthread", "--max-requests=20", act=recycled(3), preloaded=False),
     "gunicorn gevent, max_requests": _gunicorn("gevent", "--max-requests=20", act=recycled(3), preloaded=False),
-    "uWSGI, max-requests": _uwsgi(*MASTER, *ENOUGH, act=recycled(6)),
-    "uWSGI threads, max-requests": _uwsgi(*MASTER, "--threads=2", *ENOUGH, act=recycled(6)),
+    "uWSGI, max-requests": _uwsgi(*MASTER, *ENOUGH, act=recycled(4)),
+    "uWSGI threads, max-requests": _uwsgi(*MASTER, "--threads=2", *ENOUGH, act=recycled(4)),
     "uWSGI lazy-apps, max-requests": _uwsgi(*MASTER, "--threads=2", *ENOUGH, act=recycled(3), preloaded=False),
 }
 """Workers end when they have served enough, and others take their places."""

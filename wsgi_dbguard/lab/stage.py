@@ -229,9 +229,9 @@ class Stage:
         """The server's ids of all the application's connections."""
         return [pid for (pid,) in self.server.query(self.dialect.backends)]
 
-    def asleep(self) -> int:
-        """How many connections are in the middle of a query that sleeps."""
-        return len(self.server.query(self.dialect.asleep))
+    def asleep(self) -> set[int]:
+        """The server's ids of connections that are in the middle of a query that sleeps."""
+        return {pid for (pid,) in self.server.query(self.dialect.asleep)}
 
     def wait_for_end(self, each: int = SIZE, timeout: float = 60.0) -> None:
         """Wait until the end of `each` connections of every pool has come to the clients."""

@@ -13,8 +13,10 @@ back): the client's next request has a replica only if that replica has come so 
 but the secret. ``with primary():`` and the execution option ``dbguard_primary=True`` ask for the primary by hand.
 
 Not for replicas that take writes, nor for several servers behind one URL: each replica is an engine of its own, and it
-must refuse writes (a standby; ``read_only`` in MariaDB and MySQL). What commits after the headers have left (a response
-that streams) gives its client a pin to the primary, for the seconds of the setting `pin`.
+must refuse writes (a standby; ``read_only`` in MariaDB and MySQL). Nor for replicas behind PgBouncer, which keeps its
+clients' connections when the server behind it restarts with less than it had: deploy/replicas has it before the
+primary only. What commits after the headers have left (a response that streams) gives its client a pin to the primary,
+for the seconds of the setting `pin`.
 """
 
 from .config import RoutingConfig

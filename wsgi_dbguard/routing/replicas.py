@@ -26,7 +26,7 @@ from .replica import Replica, Sample
 from .route import Route
 from .servers import kind_of, written
 from .tokens import Tokens
-from .watcher import Watcher
+from .watcher import watch
 
 __all__ = ["Replicas", "group_of"]
 
@@ -83,7 +83,7 @@ class Replicas:
         self.replicas = [Replica(each, self.config, f"replica {n} ({each.url!r})") for n, each in enumerate(replicas)]
         self._variable = "HTTP_" + self.config.header.upper().replace("-", "_")
         self.reset()
-        self._watcher = Watcher(self)
+        watch(primary)
         registry.standbys.update(each.dialect for each in replicas)
         _groups[primary.dialect] = ref(self)
         _all.add(self)
@@ -260,16 +260,19 @@ class Replicas:
 
 
 def _arrive(request: Request, environ: dict[str, Any]) -> None:
+    cookies = environ.get("HTTP_COOKIE", "")
     for group in list(_all):
-        texts = [
-            value.strip()
-            for part in environ.get("HTTP_COOKIE", "").split(";")
-            for name, _, value in [part.partition("=")]
-            if name.strip() == group.config.cookie
-        ]
-        texts.append(environ.get(group._variable, "").strip())
-        route = Route(group, [each for each in texts if each], https=environ.get("wsgi.url_scheme") == "https")
+        texts = _values(cookies, group.config.cookie) if cookies else []
+        if header := environ.get(group._variable, "").strip():
+            texts.append(header)
+        route = Route(group, texts, https=environ.get("wsgi.url_scheme") == "https")
         request.extras = (*request.extras, route)
+
+
+def _values(cookies: str, name: str) -> list[str]:
+    """Those of the cookies with that name."""
+    parts = (part.partition("=") for part in cookies.split(";"))
+    return [value.strip() for each, _, value in parts if each.strip() == name and value.strip()]
 
 
 def _after_fork() -> None:

@@ -7,9 +7,10 @@ import time
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from sqlalchemy import Connection
+from sqlalchemy import RootTransaction
 
 from wsgi_dbguard.request import Request
+from wsgi_dbguard.transactions import hides
 
 from .servers import PoolExhausted, written
 from .tokens import Token
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 class Route:
     """What is known of one attempt. `texts` are the tokens that came with it."""
 
-    __slots__ = ("decided", "group", "https", "primary", "replica", "texts", "unfinished", "unseen", "wrote")
+    __slots__ = ("_unfinished", "decided", "group", "https", "primary", "replica", "texts", "unseen", "wrote")
 
     def __init__(self, group: Replicas, texts: list[str], *, https: bool) -> None:
         self.group = group
@@ -36,15 +37,23 @@ class Route:
         self.replica: Replica | None = None  # where it reads; None: at the primary
         self.primary = False  # from now on nothing but the primary
         self.wrote = False  # or may have
-        self.unfinished: WeakSet[Connection] = WeakSet()  # of the primary, with writes that are not committed
+        self._unfinished: WeakSet[RootTransaction] | None = None  # of the primary, in which it wrote
         self.unseen = 0  # connections of the primary taken past SQLAlchemy's Connection: statements not to be seen
+
+    def writes(self, transaction: RootTransaction | None) -> None:
+        """The primary is told something that may write; in `transaction`, unless it plainly reads all the same."""
+        self.wrote = True
+        if transaction is not None:
+            if self._unfinished is None:  # most requests never write, and a WeakSet takes a while to make
+                self._unfinished = WeakSet()
+            self._unfinished.add(transaction)
 
     def depart(
         self, request: Request, headers: list[tuple[str, str]], *, failed: bool = False
     ) -> list[tuple[str, str]]:
         """The headers, about to leave, with the new position if the request may have written."""
         # Nobody asks a database that has just failed.
-        if not (request.in_doubt or (request.commits if failed else self.wrote or self.unseen > 0)):
+        if not (request.in_doubt or (request.commits if failed else self._may_have_written(request))):
             return headers
         config = self.group.config
         text = self.group.tokens.dump(self._token(request, failed).join(self.group.tokens.load(self.texts)))
@@ -54,6 +63,11 @@ class Route:
         secure = self.https if config.secure is None else config.secure
         cookie = f"{config.cookie}={text}; Max-Age={int(config.lifetime)}; Path=/; HttpOnly; SameSite=Lax"
         return [*headers, ("Set-Cookie", f"{cookie}; Secure" if secure else cookie), (config.header, text)]
+
+    def _may_have_written(self, request: Request) -> bool:
+        if self.wrote or self.unseen > 0:
+            return True
+        return request.commits > 0 and hides(self.group.primary.dialect)
 
     def _token(self, request: Request, failed: bool) -> Token:
         if request.in_doubt or failed or self._goes_on():
@@ -68,7 +82,7 @@ class Route:
 
     def _goes_on(self) -> bool:
         """Whether it has written what it has not committed yet: the position of that commit is not known."""
-        return any(not each.closed and not each.invalidated and each.in_transaction() for each in list(self.unfinished))
+        return self._unfinished is not None and any(each.is_active for each in self._unfinished)
 
     def _pin(self) -> Token:
         self.group.count("pins")

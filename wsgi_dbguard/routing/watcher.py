@@ -1,58 +1,54 @@
 """What happens at the primary, by whatever way: a request that writes there has a position to tell its client.
 
-Sessions tell of a write before it is sent (`session.writes`), to leave the replica in time. Here it is seen as it is
-sent, also by a Core connection. Of a connection taken past SQLAlchemy's Connection the statements are not to be seen:
-it counts as a write.
+Sessions tell of a write before it is sent (`session.writes`), to leave the replica in time. Here it is heard of as it
+is sent, also by a Core connection. Of a connection taken past SQLAlchemy's Connection the statements are not to be
+seen: it counts as a write.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, Engine
+from sqlalchemy.engine import Dialect
 
-from wsgi_dbguard.request import current
-from wsgi_dbguard.transactions import only_reads
+from wsgi_dbguard import transactions
+from wsgi_dbguard.request import Request
 
-if TYPE_CHECKING:
-    from .replicas import Replicas
+from .route import Route
 
-__all__ = ["Watcher"]
+__all__ = ["watch"]
 
 
-class Watcher:
-    """Listens to the primary's engine for `group`."""
+def watch(primary: Engine) -> None:
+    """Have the routes of requests know what is written at `primary`. At the second call, nothing."""
+    transactions.watch(primary)
+    if _on_write not in transactions.sent:
+        transactions.sent.append(_on_write)
+        transactions.taken.append(_on_taken)
 
-    def __init__(self, group: Replicas) -> None:
-        self._group = group
-        event.listen(group.primary, "checkout", self._on_checkout)
-        event.listen(group.primary, "engine_connect", self._on_connection)
-        event.listen(group.primary, "before_cursor_execute", self._on_statement)
-        for name in ("commit", "rollback", "commit_twophase", "rollback_twophase"):
-            event.listen(group.primary, name, self._on_end)
 
-    def _on_checkout(self, *ignored: Any) -> None:
-        for route in self._group.routes(current.get()):
-            route.unseen += 1
+def _routes(request: Request, dialect: Dialect) -> Iterator[Route]:
+    """The routes to the primary with that dialect: of `request`, and of those whose application made it."""
+    for each in request.chain():
+        for extra in each.extras:
+            if isinstance(extra, Route) and extra.group.primary.dialect is dialect:
+                yield extra
 
-    def _on_connection(self, connection: Connection) -> None:
-        for route in self._group.routes(current.get()):
-            route.unseen -= 1  # it was a Connection that took it
 
-    def _on_statement(self, connection: Connection, cursor: Any, statement: str, *ignored: Any) -> None:
-        request = current.get()
-        if request is None:
-            return
-        reads = only_reads(statement)
-        if request.safe and reads:
-            return
-        # In a request that is not safe a function that a SELECT calls may write.
-        self._group.write(request, "wrote" if request.safe else "unsafe")
-        for route in self._group.routes(request):
-            route.wrote = True
-            if not reads:
-                route.unfinished.add(connection)
+def _on_write(request: Request, connection: Connection, reads: bool) -> None:
+    if request.safe and reads:
+        return
+    routes = list(_routes(request, connection.dialect))
+    if not routes:
+        return
+    # In a request that is not safe a function that a SELECT calls may write.
+    routes[0].group.write(request, "wrote" if request.safe else "unsafe")
+    transaction = None if reads else connection.get_transaction()
+    for route in routes:
+        route.writes(transaction)
 
-    def _on_end(self, connection: Connection, *ignored: Any) -> None:
-        for route in self._group.routes(current.get()):
-            route.unfinished.discard(connection)
+
+def _on_taken(request: Request, dialect: Dialect) -> None:
+    for route in _routes(request, dialect):
+        route.unseen += 1

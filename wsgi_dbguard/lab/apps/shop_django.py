@@ -15,9 +15,10 @@ from django.core.wsgi import get_wsgi_application
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.urls import path
 from django.views.decorators.http import require_GET, require_POST
+from shop_items import Item
 from sqlalchemy import create_engine, func, select
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, scoped_session, sessionmaker
+from sqlalchemy.orm import scoped_session, sessionmaker
 
 settings.configure(
     SECRET_KEY="of no use to anybody",
@@ -34,20 +35,6 @@ settings.configure(
 
 engine = create_engine(os.environ["DATABASE_URL"], pool_size=3, max_overflow=0, pool_timeout=1)
 Session = scoped_session(sessionmaker(engine))
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Item(Base):
-    __tablename__ = "items"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(unique=True)
-    stock: Mapped[int] = mapped_column(default=10)
-    version: Mapped[int] = mapped_column()
-    __mapper_args__: Any = {"version_id_col": version}
 
 
 def commit(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:

@@ -15,26 +15,13 @@ from pyramid.config import Configurator
 from pyramid.httpexceptions import HTTPNotFound
 from pyramid.request import Request
 from pyramid.response import Response
+from shop_items import Item
 from sqlalchemy import create_engine, func, select
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 
 logger = logging.getLogger(__name__)
 engine = create_engine(os.environ["DATABASE_URL"], pool_size=3, max_overflow=0, pool_timeout=1)
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Item(Base):
-    __tablename__ = "items"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(unique=True)
-    stock: Mapped[int] = mapped_column(default=10)
-    version: Mapped[int] = mapped_column()
-    __mapper_args__: Any = {"version_id_col": version}
 
 
 def session_of(request: Request) -> Session:

@@ -1,0 +1,115 @@
+"""Applications that cannot be looked at, and what of them is told; passwords never are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from wsgi_dbguard.cli import main
+from wsgi_dbguard.doctor import CannotLook
+from wsgi_dbguard.lab.process import gone, wait_until
+
+from .conftest import Examine
+
+BARE = "def application(environ, start_response): ...\n"
+PASSWORD = "hunter2-and-more"
+UNREACHABLE = f"""
+from sqlalchemy import create_engine
+engine = create_engine("postgresql+psycopg2://app:{PASSWORD}@127.0.0.1:1/app?sslpassword=other-{PASSWORD}")
+{BARE}
+"""
+
+
+@pytest.fixture
+def doctor(site: Path) -> Callable[..., Result]:
+    """`doctor(*arguments)`: the command, in the site."""
+    return lambda *arguments: CliRunner().invoke(main, ["doctor", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("source", "told", "shown"),
+    [
+        ("print('on ' + 'my way')\n1 / 0\n", "the application cannot be imported: ZeroDivisionError", "on my way"),
+        ("import nowhere_at_all", "cannot be imported: ModuleNotFoundError: No module named", "wsgi.py"),
+        ("import sys\nprint('bye')\nsys.exit(4)", "ends the process when it is imported: SystemExit: 4", "bye"),
+        ("import os\nos.write(1, b'bye')\nos._exit(4)", "ended with exit code 4", "bye"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "was ended by signal 9", ""),
+        ("application = 3", "is of type int, not a WSGI application", ""),
+    ],
+)
+def test_an_import_that_fails_is_told_with_what_was_printed(
+    source: str, told: str, shown: str, site: Path, look: Examine
+) -> None:
+    (site / "wsgi.py").write_text(source)
+    with pytest.raises(CannotLook) as error:
+        look("wsgi")
+    assert told in str(error.value)
+    assert shown in error.value.output
+    assert "wsgi_dbguard" not in error.value.output
+
+
+def test_an_import_that_hangs_is_given_up_with_all_that_it_has_started(site: Path, look: Examine) -> None:
+    source = "import os, subprocess, time\nprint('started', subprocess.Popen(['sleep', '600']).pid, flush=True)\n"
+    (site / "wsgi.py").write_text(f"{source}time.sleep(600)\n")
+    with pytest.raises(CannotLook) as error:
+        look("wsgi", timeout=3.0)
+    assert "the application was not imported within 3 s" in str(error.value)
+    # On a machine that is busy it may not have come so far.
+    for pid in error.value.output.split()[1:]:
+        wait_until(lambda pid=int(pid): gone(pid), timeout=60, what="the end of what it started")  # type: ignore[misc]
+
+
+def test_an_application_that_prints_and_leaves_threads_behind_is_no_trouble(
+    site: Path, doctor: Callable[..., Result]
+) -> None:
+    source = "import threading, time\nprint('x' * 100000)\nthreading.Thread(target=time.sleep, args=(600,)).start()\n"
+    (site / "wsgi.py").write_text(source + BARE)
+    result = doctor("wsgi", "--json")
+    report = json.loads(result.stdout)
+    assert [each["id"] for each in report["findings"]] == ["DBG-APP-engines"]
+    assert len(report["facts"]["app"]["threads"]) == 1
+    assert result.stderr == ""
+    assert result.exit_code == 0
+
+
+def test_passwords_are_in_no_output(site: Path, doctor: Callable[..., Result]) -> None:
+    (site / "wsgi.py").write_text(UNREACHABLE)
+    failing = f"{UNREACHABLE}print(engine.url.password)\nraise RuntimeError(engine.url.render_as_string(False))\n"
+    (site / "failing.py").write_text(failing)
+    for arguments in (["wsgi", "--json"], ["failing"]):
+        result = doctor(*arguments)
+        assert result.exit_code == (1 if "wsgi" in arguments else 2)
+        assert "hunter2" not in result.output
+        assert "***" in result.output
+    # Nor one that an argument of a factory holds.
+    (site / "factory.py").write_text(f"def create_app(url): return lambda environ, start_response: ...\n{BARE}")
+    result = doctor(f"factory:create_app('postgresql://app:{PASSWORD}@db/app')")
+    assert "hunter2" not in result.output
+
+
+def test_a_database_that_cannot_be_reached_is_a_finding(site: Path, doctor: Callable[..., Result]) -> None:
+    guarded = f"{UNREACHABLE}\nfrom wsgi_dbguard import DBGuard\napplication = DBGuard(application, hold=30)\n"
+    (site / "wsgi.py").write_text(guarded)
+    result = doctor("wsgi", "--json")
+    assert result.exit_code == 1
+    (finding,) = json.loads(result.stdout)["findings"]
+    assert finding["id"] == "DBG-DB-unreachable"
+    assert "Connection refused" in finding["seen"]
+    result = doctor("wsgi", "--json", "--no-database")
+    assert result.exit_code == 0
+    report = json.loads(result.stdout)
+    assert report["findings"] == []
+    assert any("--no-database" in each for each in report["unseen"])
+
+
+def test_sqlite_needs_no_guard_and_is_not_asked(site: Path, doctor: Callable[..., Result]) -> None:
+    source = "from sqlalchemy import create_engine\nfile = create_engine('sqlite:///file.db')\n"
+    (site / "wsgi.py").write_text(f"{source}memory = create_engine('sqlite://')\nmemory.connect()\n{BARE}")
+    result = doctor("wsgi")
+    assert result.exit_code == 0
+    assert "Nothing to report." in result.stdout
+    assert "sqlite:///file.db: QueuePool, made at wsgi.py:2 in <module>" in result.stdout

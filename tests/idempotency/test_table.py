@@ -1,0 +1,58 @@
+"""The table of the keys: how it is made, and purged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import Engine
+
+from wsgi_dbguard.idempotency import create_table, ddl, purge
+
+from .conftest import KEYS, Database, Shop, post, rows, site
+
+if TYPE_CHECKING:
+    pass
+
+
+def test_old_keys_are_purged_in_batches_but_not_those_in_use(shop: Shop, engine: Engine, database: Database) -> None:
+    app = site(shop, engine)
+    for number in range(7):
+        post(app, f"k{number}")
+    database.query(f"update {KEYS} set created = 1")
+    post(app, "young")
+    shop.before = lambda session: inside.append(purge(engine, older_than=60, batch=3))
+    inside: list[int] = []
+    post(app, "running")
+    assert inside == [7]
+    assert rows(database) == 2
+    shop.before = lambda session: inside.append(purge(engine, older_than=0))
+    post(app, "another")
+    assert rows(database) == 1  # that one
+    with pytest.raises(ValueError, match="older_than"):
+        purge(engine, older_than=-1)
+
+
+def test_the_table_is_made_by_a_call_as_well(engine: Engine, shop: Shop, database: Database) -> None:
+    create_table(engine, "made")
+    create_table(engine, "made")
+    try:
+        app = site(shop, engine, table="made")
+        assert [post(app).text, post(app).text] == ["apple 1", "apple 1"]
+    finally:
+        database.query("drop table made")
+
+
+def test_the_command_prints_the_statements(run_python: Callable[..., str]) -> None:
+    program = """
+import runpy, sys
+for dialect in ("postgresql", "mariadb", "mysql"):
+    sys.argv[1:] = [dialect]
+    runpy.run_module("wsgi_dbguard.idempotency", run_name="__main__")
+"""
+    printed = run_python(program)
+    expected = "\n".join([*map(ddl, ("postgresql", "mariadb", "mysql")), ""])
+    # SQLAlchemy puts the options of MySQL's tables in an order that differs from process to process.
+    assert sorted(re.split(r"[\s)]+", printed)) == sorted(re.split(r"[\s)]+", expected))

@@ -1,0 +1,73 @@
+"""The statement that marks a row as applied, in the application's transaction, just before its COMMIT.
+
+It goes to the driver as it is, not through SQLAlchemy: that is quicker, and the application's own listeners and options
+have no part in it.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import cached_property
+from typing import Any
+
+from sqlalchemy import Engine, Update, func, true
+from sqlalchemy.pool import PoolProxiedConnection
+
+__all__ = ["Marker"]
+
+_NUMBER = func.txid_current_if_assigned()  # PostgreSQL: None in a transaction that has not written
+_ASK_NUMBER = "SELECT txid_current_if_assigned()"
+
+
+class Marker:
+    """Called with a connection, a key and its owner. `mine`: an UPDATE of the row of `key` and `by`."""
+
+    def __init__(self, engine: Engine, mine: Update) -> None:
+        self._engine = engine
+        self._postgresql = engine.dialect.name == "postgresql"
+        self._update = mine.values(applied=true())
+        if self._postgresql:
+            self._update = self._update.where(_NUMBER.is_not(None))
+
+    def __call__(self, connection: PoolProxiedConnection, key: str, owner: str) -> bool | None:
+        """Mark the row as applied in the transaction of `connection`. False: it is not the row of `owner` any more.
+
+        None: PostgreSQL says that the transaction has written nothing, so there is nothing to mark.
+
+        Raises:
+            Exception: the driver's. The transaction is neither committed nor rolled back then.
+        """
+        if self._only_reads(connection):
+            return None
+        text, names = self._compiled
+        given = {"key": key, "by": owner}
+        cursor = connection.cursor()
+        try:
+            cursor.execute(text, given if names is None else [given[name] for name in names])
+            if cursor.rowcount == 1:
+                return True
+            if not self._postgresql:
+                return False
+            cursor.execute(_ASK_NUMBER)
+            (number,) = cursor.fetchone() or (None,)
+            return None if number is None else False
+        finally:
+            with suppress(Exception):  # of a connection that is lost
+                cursor.close()
+
+    def _only_reads(self, connection: PoolProxiedConnection) -> bool:
+        """Whether it has the option `postgresql_readonly`: it would refuse the mark, and has written nothing."""
+        get_readonly = getattr(self._engine.dialect, "get_readonly", None)  # PostgreSQL's dialects have it
+        with suppress(NotImplementedError):
+            return get_readonly is not None and get_readonly(connection.dbapi_connection) is True
+        return False
+
+    @cached_property
+    def _compiled(self) -> tuple[str, list[str] | None]:
+        """The text for the driver, and the names of its parameters where it wants them in order."""
+        options: dict[str, Any] = {}
+        # As `create_table` and the claims, which know this engine alone.
+        if schemas := self._engine.get_execution_options().get("schema_translate_map"):
+            options = {"schema_translate_map": schemas, "render_schema_translate": True}
+        compiled: Any = self._update.compile(dialect=self._engine.dialect, **options)
+        return str(compiled), list(compiled.positiontup) if compiled.positional else None

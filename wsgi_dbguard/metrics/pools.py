@@ -1,0 +1,231 @@
+"""The pools that are watched, and what happens in them: for the exporters.
+
+`watch` has every engine's pool tell each `Recorder` how long it took to get, to open and to use a connection. For that
+the pool's ``connect()`` is wrapped, since SQLAlchemy has no event for somebody who begins to wait, and an event is
+listened to at checkin. `unwatch` undoes it. SQLite's engines and those of async drivers are not guarded, and so not
+watched.
+
+A process tells of the pools that it uses: a master that only forks has nothing to tell of pools that its workers have,
+and a child nothing of its parent's.
+
+A connection that nobody closed is given back by the garbage collector, in the middle of anything: of a section that is
+locked by this very thread, too. So a `Recorder` must never wait for a lock that is not its own.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from time import monotonic
+from typing import Any, Protocol
+
+from sqlalchemy import Engine, event, exc
+from sqlalchemy.engine import Dialect
+from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection, QueuePool
+
+from wsgi_dbguard import fork, registry, tally
+from wsgi_dbguard.guards import guard_of
+from wsgi_dbguard.link import KEY
+from wsgi_dbguard.pool import PoolGuard
+
+from .instruments import CREATE_TIME, USE_TIME, WAIT_TIME, Instrument, Reading, State, read_pool, read_process
+
+__all__ = ["Recorder", "readings", "states", "unwatch", "watch"]
+
+
+class Recorder(Protocol):
+    """An exporter. Neither of the first two may raise or wait: they are called by the application's checkouts."""
+
+    def note(self, instrument: Instrument, pool: str, seconds: float) -> None:
+        """It took so long."""
+
+    def changed(self) -> None:
+        """Values have changed."""
+
+    def reset(self) -> None:
+        """This is a new process, forked from the one that all notes so far are of."""
+
+
+class _Watched:
+    """One engine's pool, and those that `Engine.dispose` makes of it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = weakref.ref(engine)
+        self.name = _name(engine)
+        self.guard: PoolGuard | None = None  # as soon as it is known to have one
+        self.reset()
+
+    def reset(self) -> None:
+        self.used = False
+        self.waiting: set[object] = set()  # a token for each caller that is in connect()
+        self.timeouts = 0
+
+    def state(self) -> State | None:
+        engine = self.engine()
+        if engine is None or self.guard is None or not self.used:
+            return None
+        return State(engine.pool, self.guard.stats(), len(self.waiting), self.timeouts)
+
+    def begin(self) -> object:
+        """Somebody wants a connection."""
+        if self.guard is None and (engine := self.engine()) is not None:
+            self.guard = guard_of(engine)
+            if self.guard is not None:
+                self.guard.breaker.opened = lambda seconds: _note(CREATE_TIME, self.name, seconds)
+        self.used = True
+        token = object()
+        self.waiting.add(token)
+        return token
+
+    def timed(self, pool: Pool) -> Callable[[], PoolProxiedConnection]:
+        """The pool's ``connect``, observed."""
+        connect = type(pool).connect
+        weakly = weakref.ref(pool)
+
+        def observed() -> PoolProxiedConnection:
+            pool = weakly()
+            assert pool is not None  # whoever calls its method has it
+            token = self.begin()
+            began = monotonic()
+            if _is_exhausted(pool):
+                _changed()  # now: it may be long
+            try:
+                proxy = connect(pool)
+                _note(WAIT_TIME, self.name, monotonic() - began)
+                return proxy
+            except exc.TimeoutError:
+                with _lock:
+                    self.timeouts += 1
+                raise
+            finally:
+                self.waiting.discard(token)
+                _changed()
+
+        return observed
+
+    def on_checkin(self, connection: Any, entry: ConnectionPoolEntry) -> None:
+        link = entry.info.get(KEY)
+        # Those of the parent are given back as well, in the middle of a fork.
+        if link is not None and link.pid == os.getpid() and self.guard is not None and not self.guard.shares:
+            _note(USE_TIME, self.name, monotonic() - link.used)
+        _changed()
+
+    def on_dispose(self, engine: Engine) -> None:
+        engine.pool.connect = self.timed(engine.pool)  # type: ignore[method-assign]
+
+
+_recorders: list[Recorder] = []
+_watched: weakref.WeakKeyDictionary[Dialect, _Watched] = weakref.WeakKeyDictionary()  # of an engine and its copies
+_highest: dict[tuple[Instrument, tuple[str, ...]], float] = {}
+_lock = threading.RLock()  # the garbage collector may come here in the middle of a locked section
+
+
+def watch(recorder: Recorder) -> None:
+    """Tell `recorder` what happens in every pool of this process, those that there are and those to come."""
+    _recorders.append(recorder)
+    registry.on_engine(_attach)
+
+
+def unwatch(recorder: Recorder) -> None:
+    """Tell it no more; with the last one, leave the pools as they were."""
+    _recorders.remove(recorder)
+    if not _recorders:
+        if _attach in registry._listeners:
+            registry._listeners.remove(_attach)
+        for each in list(_watched.values()):
+            _detach(each)
+        _watched.clear()
+        _highest.clear()
+
+
+def readings() -> Iterator[Reading]:
+    """The present value of every instrument but the histograms. No counter is less than it was before."""
+    yield from map(_not_less, read_process())
+    for name, state in states():
+        yield from map(_not_less, read_pool(name, state))
+
+
+def states() -> Iterator[tuple[str, State]]:
+    """The pools of this process that it uses, by name."""
+    for each in list(_watched.values()):
+        state = each.state()
+        if state is not None:
+            yield each.name, state
+
+
+def _not_less(reading: Reading) -> Reading:
+    """A connection that is just being closed may be missing from a sum for a moment."""
+    instrument, labels, value = reading
+    if instrument.kind != "counter":
+        return reading
+    with _lock:
+        value = _highest[instrument, labels] = max(value, _highest.get((instrument, labels), 0.0))
+    return instrument, labels, value
+
+
+def _note(instrument: Instrument, pool: str, seconds: float) -> None:
+    for recorder in _recorders:
+        recorder.note(instrument, pool, seconds)
+
+
+def _changed() -> None:
+    if os.getpid() != fork.pid:  # not noticed yet, or about to be: nothing may be written in the parent's name
+        return
+    for recorder in _recorders:
+        recorder.changed()
+
+
+def _attach(engine: Engine) -> None:
+    if engine.dialect.name == "sqlite" or engine.dialect.is_async or engine.dialect in _watched:
+        return
+    watched = _watched[engine.dialect] = _Watched(engine)
+    watched.on_dispose(engine)
+    event.listen(engine, "engine_disposed", watched.on_dispose)
+    event.listen(engine, "checkin", watched.on_checkin)
+
+
+def _detach(watched: _Watched) -> None:
+    if watched.guard is not None:
+        watched.guard.breaker.opened = None
+    engine = watched.engine()
+    if engine is not None:
+        event.remove(engine, "engine_disposed", watched.on_dispose)
+        event.remove(engine, "checkin", watched.on_checkin)
+        vars(engine.pool).pop("connect", None)
+
+
+def _is_exhausted(pool: Pool) -> bool:
+    """Whether who comes now has to wait for a connection."""
+    return isinstance(pool, QueuePool) and not pool.checkedin() and -1 < pool._max_overflow <= pool.overflow()
+
+
+def _name(engine: Engine) -> str:
+    """The pool's logging name, else ``address:port/database`` as the conventions have it; with a number for more of it.
+
+    Not the URL: it may have secrets in its query.
+    """
+    url = engine.url
+    address = f"{url.host or ''}{'' if url.port is None else f':{url.port}'}"
+    name = base = engine.pool.logging_name or f"{address}/{url.database or ''}"
+    taken = {each.name for each in list(_watched.values())}
+    number = 1
+    while name in taken:
+        number += 1
+        name = f"{base} #{number}"
+    return name
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+    _highest.clear()
+    for each in list(_watched.values()):
+        each.reset()
+    for recorder in _recorders:
+        recorder.reset()
+
+
+fork.on_fork(_after_fork)
+tally.observers.append(_changed)
