@@ -55,6 +55,8 @@ def settle(request: Request, leaks: str) -> None:
     for link in links:
         if link.changed and state.keeps_a_lock(link) and link.guard is not None:
             link.guard.give_up(link)
+    if not sessions_left and not links:
+        return
     found = [_report(link, request) for link in links if _is_leaked(link, request)]
     for each in found:
         logger.warning(each)

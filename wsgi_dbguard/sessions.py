@@ -16,6 +16,7 @@ for a session whose transaction began outside any request.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import warnings
 import weakref
@@ -34,8 +35,9 @@ __all__ = ["release", "watch"]
 logger = logging.getLogger(__name__)
 
 _lock = threading.Lock()
-# Weakly on both sides: a test client may drop a response without closing it.
-_users: weakref.WeakKeyDictionary[Session, list[weakref.ref[Request]]] = weakref.WeakKeyDictionary()
+# In a session's info: the requests that use it, weakly, as a test client may drop a response without closing it. The
+# requests of a parent process are of no interest to its child.
+_key = f"wsgi_dbguard.requests of {os.getpid()}"
 _told: weakref.WeakSet[Session] = weakref.WeakSet()
 _watching = False
 
@@ -72,12 +74,11 @@ def _on_use(session: Session, *ignored: Any) -> None:
         if request.ended is not None:  # a thread of the application's goes on
             return
         request.sessions.append(seen)
-        users = _running(session)
-        users.append(request)
-        _users[session] = [weakref.ref(each) for each in users]
-        if len(users) > 1 and session not in _told and not all(_related(request, each) for each in users):
+        others = _running(session)
+        session.info[_key] = [*map(weakref.ref, others), weakref.ref(request)]
+        if others and session not in _told and not all(_related(request, each) for each in others):
             _told.add(session)
-            paths = " and ".join(sorted(f"{each.method} {each.path}" for each in users))
+            paths = " and ".join(sorted(f"{each.method} {each.path}" for each in (*others, request)))
             told = f"one Session is used by requests that run at the same time: {paths}; it is not safe to share"
     if told is not None:
         logger.warning(told)
@@ -86,8 +87,8 @@ def _on_use(session: Session, *ignored: Any) -> None:
 
 def _running(session: Session) -> list[Request]:
     """The requests that use `session` and have not ended."""
-    users = [each() for each in _users.get(session, ())]
-    return [each for each in users if each is not None]
+    known = session.info.get(_key)
+    return [request for each in known if (request := each()) is not None] if known else []
 
 
 def _related(one: Request, other: Request) -> bool:
@@ -119,7 +120,7 @@ def release(request: Request, leaks: str) -> str:
             if leaks != "warn":
                 _roll_back(session)
         with _lock:  # only now: whoever takes it in the meantime is told
-            _users[session] = [weakref.ref(each) for each in _running(session) if each is not request]
+            session.info[_key] = [weakref.ref(each) for each in _running(session) if each is not request]
     request.sessions.clear()
     if not left:
         return ""
@@ -149,9 +150,9 @@ def _roll_back(session: Session) -> None:
 
 
 def _after_fork() -> None:
-    global _lock
+    global _lock, _key
     _lock = threading.Lock()  # a thread that is not here may have held it
-    _users.clear()
+    _key = f"wsgi_dbguard.requests of {os.getpid()}"
 
 
 fork.on_fork(_after_fork)

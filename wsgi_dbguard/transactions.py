@@ -152,16 +152,24 @@ def _on_checkout(dialect: weakref.ref[Dialect], *ignored: Any) -> None:
 
 # A Connection takes its connection when it is made, and once more after that one was invalidated.
 _CONNECTIONS = frozenset({Connection.__init__.__code__, Connection._revalidate_connection.__code__})
-_NEAR = 12  # frames; SQLAlchemy's own are five
+_NEAR = 14  # frames; SQLAlchemy's own are five
+_found_at = 2  # the last time; mostly it is there again, and to look at each frame is dear
 
 
 def _is_connections() -> bool:
     """Whether it is a Connection that takes this one from the pool. An event would tell as well, see above."""
+    global _found_at
+    try:
+        if sys._getframe(_found_at).f_code in _CONNECTIONS:
+            return True
+    except ValueError:  # there are not so many
+        pass
     frame: FrameType | None = sys._getframe(2)
-    for _ in range(_NEAR):
+    for depth in range(2, _NEAR):
         if frame is None:
             return False
         if frame.f_code in _CONNECTIONS:
+            _found_at = depth
             return True
         frame = frame.f_back
     return False
