@@ -51,7 +51,7 @@ def settle(request: Request, leaks: str) -> None:
         LeakWarning: with "raise", if anything was left; with "warn" and "heal", where warnings are made errors.
     """
     sessions_left = sessions.release(request, leaks)
-    links = _links_of(request) if request.checkouts and leaks != "off" else []
+    links = _links_of(request) if request.links and leaks != "off" else []
     for link in links:
         if link.changed and state.keeps_a_lock(link) and link.guard is not None:
             link.guard.give_up(link)
@@ -74,7 +74,7 @@ def settle(request: Request, leaks: str) -> None:
 
 def _links_of(request: Request) -> list[Link]:
     """The connections that it was the last one to take, in that order."""
-    links = [link for link in list(registry.links) if link.owner is request.owner and link.guard is not None]
+    links = {link for link in request.links if link.owner is request.owner and link in registry.links}
     return sorted(links, key=lambda link: link.used)
 
 

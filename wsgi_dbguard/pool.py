@@ -205,7 +205,9 @@ class PoolGuard:
                 raise self._replace("changed", link)
             request.checkouts += 1
             # In this order: a former owner that is just ending reads them in the other one, see `leaks`.
-            link.owner = request.owner
+            if link.owner is not request.owner:
+                link.owner = request.owner
+                request.links.append(link)
             link.taken = weakref.ref(proxy)
             link.lent = threading.get_ident() != request.thread
             link.taken_at = request.trace() if request.trace is not None else None
@@ -227,7 +229,9 @@ class PoolGuard:
         request = current_request()
         if request is not None:
             request.checkouts += 1
-            link.owner = request.owner
+            if link.owner is not request.owner:
+                link.owner = request.owner
+                request.links.append(link)
 
     def forget(self, link: Link) -> None:
         """The connection of `link` is being closed, or was collected. Called once for each."""

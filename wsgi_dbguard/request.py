@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
     from sqlalchemy.pool import PoolProxiedConnection
 
+    from .link import Link
     from .stacks import Trace
 
 __all__ = ["SAFE_METHODS", "Extra", "Owner", "Request", "arrivals", "current"]
@@ -76,6 +77,7 @@ class Request:
         "in_doubt",
         "lent",
         "limit",
+        "links",
         "method",
         "outer",
         "owner",
@@ -104,6 +106,7 @@ class Request:
         self.owner = Owner(self.method, self.path)
         self.heals = False  # what it leaves on a pooled connection is to be gone for the next one, see `state`
         self.changes = False  # it has changed such a thing in a transaction
+        self.links: list[Link] = []  # the pooled connections that it took, each one once or more
         self.trace: Callable[[], Trace] | None = None  # how to tell where it takes its connections, see `leaks`
         self.started = time.monotonic()
         self.ended: float | None = None  # `time.monotonic()` seconds, as `started`
