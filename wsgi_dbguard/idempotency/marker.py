@@ -13,10 +13,13 @@ from typing import Any
 from sqlalchemy import Engine, Update, func, true
 from sqlalchemy.pool import PoolProxiedConnection
 
+from wsgi_dbguard import failures
+
 __all__ = ["Marker"]
 
 _NUMBER = func.txid_current_if_assigned()  # PostgreSQL: None in a transaction that has not written
 _ASK_NUMBER = "SELECT txid_current_if_assigned()"
+_READ_ONLY_TRANSACTION = 1792  # MariaDB's and MySQL's answer to a write in START TRANSACTION READ ONLY
 
 
 class Marker:
@@ -32,7 +35,7 @@ class Marker:
     def __call__(self, connection: PoolProxiedConnection, key: str, owner: str) -> bool | None:
         """Mark the row as applied in the transaction of `connection`. False: it is not the row of `owner` any more.
 
-        None: PostgreSQL says that the transaction has written nothing, so there is nothing to mark.
+        None: the database says that the transaction has written nothing, so there is nothing to mark.
 
         Raises:
             Exception: the driver's. The transaction is neither committed nor rolled back then.
@@ -51,6 +54,10 @@ class Marker:
             cursor.execute(_ASK_NUMBER)
             (number,) = cursor.fetchone() or (None,)
             return None if number is None else False
+        except Exception as error:
+            if self._postgresql or failures.code_of(error) != _READ_ONLY_TRANSACTION:
+                raise
+            return None
         finally:
             with suppress(Exception):  # of a connection that is lost
                 cursor.close()
