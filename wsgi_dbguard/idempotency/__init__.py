@@ -42,7 +42,8 @@ committed a transaction that only read, before the database was lost, is told "o
 
 from .claims import ClaimLost
 from .header import parse_key
+from .marker import ClaimUnseen
 from .middleware import Idempotent
 from .table import create_table, ddl, purge
 
-__all__ = ["ClaimLost", "Idempotent", "create_table", "ddl", "parse_key", "purge"]
+__all__ = ["ClaimLost", "ClaimUnseen", "Idempotent", "create_table", "ddl", "parse_key", "purge"]

@@ -21,6 +21,8 @@ from sqlalchemy.pool import PoolProxiedConnection
 from wsgi_dbguard import failures
 from wsgi_dbguard.failures import Failure
 
+from .marker import ClaimUnseen
+
 if TYPE_CHECKING:
     from .store import Store
 
@@ -50,6 +52,7 @@ class Claim:
         "lost",
         "marked",
         "owner",
+        "unseen",
     )
 
     def __init__(self, store: Store, id: str, owner: str) -> None:
@@ -59,6 +62,7 @@ class Claim:
         self.marked = False  # as far as is known, what was applied is committed
         self.in_doubt = False  # a connection was lost during a COMMIT
         self.lost = False  # another owner has the key
+        self.unseen = False  # a snapshot does not show it: perhaps it is lost
         self.database_failed = False  # it was lost, or did not take writes
         self.commits = 0  # finished or in doubt
         self.held = 0  # connections that the request has at the moment
@@ -76,6 +80,7 @@ class Claim:
 
         Raises:
             ClaimLost: if the key is somebody else's by now.
+            ClaimUnseen: if the transaction's snapshot does not show that it is not.
             Exception: the driver's, if the mark cannot be set.
         """
         marking = not self.marked and self._mark(connection)
@@ -85,7 +90,11 @@ class Claim:
         self.commits += 1
 
     def _mark(self, connection: PoolProxiedConnection) -> bool:
-        marked = self._store.mark(connection, self.id, self.owner)
+        try:
+            marked = self._store.mark(connection, self.id, self.owner)
+        except ClaimUnseen:
+            self.unseen = True
+            raise
         if marked is False:
             self.lost = True
             raise ClaimLost(None, None, RuntimeError("the Idempotency-Key was given to another request"))

@@ -21,6 +21,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from wsgi_dbguard import failures, transactions
 
 from .claims import Claim, ClaimLost, active
+from .marker import ClaimUnseen
 
 __all__ = ["watch"]
 
@@ -70,7 +71,7 @@ def _around(dialect: Dialect) -> None:
 
 def _undo(do_rollback: Callable[[Any], object], connection: PoolProxiedConnection, error: BaseException) -> None:
     """Roll back what cannot be committed because of `error`, by a ROLLBACK or by the end of the connection."""
-    if isinstance(error, ClaimLost) or failures.refused(error):  # the server has answered: it listens
+    if isinstance(error, ClaimLost | ClaimUnseen) or failures.refused(error):  # the server has answered: it listens
         with suppress(Exception):
             do_rollback(connection)
             return
