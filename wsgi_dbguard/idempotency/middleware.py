@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine
 
-from wsgi_dbguard import answers
+from wsgi_dbguard import answers, transactions
 from wsgi_dbguard.answers import Problem
 from wsgi_dbguard.exchange import REQUEST
 from wsgi_dbguard.request import Request
@@ -116,7 +116,7 @@ class Idempotent:
             if body is not None:
                 answers.drain(body, environ)
             if isinstance(result, Stored) or result in (APPLIED, CARRIED_OUT):
-                _tell_of_the_commit(environ)
+                self._tell_of_the_commit(environ)
             if isinstance(result, Stored):
                 return replay(result, start_response)
             return answers.answer(result, environ, start_response, self._retry_after)
@@ -148,6 +148,16 @@ class Idempotent:
         return Attempt(self._store, claim, fingerprint, start_response, request, body, self._limit).run(
             self.app, environ
         )
+
+    def _tell_of_the_commit(self, environ: WSGIEnvironment) -> None:
+        """The answer speaks of what an earlier request has committed: with `routing` the client has to see it next."""
+        request: Request | None = environ.get(REQUEST)
+        if request is None:
+            return
+        if not request.commits:
+            request.note(commits=1)
+        for tell in transactions.taken:  # the store's own connections are no deed of the request's: so by hand
+            tell(request, self._store.engine.dialect)
 
     def _id(self, key: str, environ: WSGIEnvironment) -> str:
         principal = None if self._principal is None else self._principal(environ)
@@ -181,13 +191,6 @@ def _former(request: Request | None, claim: Claim) -> str | None:
         return None
     owners[claim.id] = (request.attempt, claim.owner)
     return owner
-
-
-def _tell_of_the_commit(environ: WSGIEnvironment) -> None:
-    """An answer that speaks of what an earlier request has committed: with `routing` the client has to see it next."""
-    request: Request | None = environ.get(REQUEST)
-    if request is not None and not request.commits:
-        request.note(commits=1)
 
 
 def _digest(*parts: bytes) -> str:
