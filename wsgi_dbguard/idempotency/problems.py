@@ -52,7 +52,7 @@ INCOMPLETE = Problem(
     "urn:wsgi-dbguard:idempotency-body-incomplete",
     400,
     "Request body is incomplete",
-    "The request's body ended before its Content-Length. Nothing was done; send it again.",
+    "The body ended before its Content-Length: nothing was done this time. Send it again with the same key.",
     retry=True,
 )
 UNSETTLED = Problem(
