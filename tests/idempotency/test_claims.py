@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 
-def test_a_transaction_that_only_reads_is_no_mark(shop: Shop, engine: Engine, database: Database) -> None:
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)  # it tells what has written
+def test_a_transaction_that_only_reads_is_no_mark(engine: Engine, database: Database) -> None:
     """Such as an authentication that ends its transaction; what fails after it was not applied."""
 
     def reads_then_fails(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

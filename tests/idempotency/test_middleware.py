@@ -43,6 +43,11 @@ def test_requests_without_a_key_and_other_methods_pass(shop: Shop, engine: Engin
     assert rows(database) == 0
 
 
+def test_methods_are_known_in_small_letters(shop: Shop, engine: Engine) -> None:
+    app = site(shop, engine, methods={"post"})
+    assert [post(app).text, post(app).text] == ["apple 1", "apple 1"]
+
+
 def test_what_is_wrong_with_the_key_is_told(shop: Shop, engine: Engine) -> None:
     app = site(shop, engine, required=lambda environ: environ["PATH_INFO"] == "/orders")
     missing = post(app, None)
@@ -188,6 +193,9 @@ def test_impossible_arguments_are_refused(make_engine: Any, shop: Shop) -> None:
         Idempotent(shop, "postgresql://", principal=None)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         Idempotent(None, engine, principal=None)  # type: ignore[arg-type]
+    for methods in ("POST", [], [b"POST"], ["POST, PATCH"]):
+        with pytest.raises(TypeError, match="methods"):
+            Idempotent(shop, engine, principal=None, methods=methods)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="lease"):
         Idempotent(shop, engine, principal=None, lease=0)
     with pytest.raises(ValueError, match="oracle"):

@@ -17,6 +17,7 @@ from wsgi_dbguard.body import END
 from wsgi_dbguard.causes import failure_behind
 from wsgi_dbguard.request import Request
 
+from .body import ReadBody
 from .claims import Claim, active
 from .problems import APPLIED, RUNNING, UNSETTLED
 from .recorder import Recorder
@@ -46,6 +47,7 @@ class Attempt:
         fingerprint: str,
         start_response: StartResponse,
         request: Request | None,
+        body: ReadBody | None,
         limit: int,
     ) -> None:
         self.claim = claim
@@ -53,6 +55,7 @@ class Attempt:
         self._fingerprint = fingerprint
         self._start = start_response
         self._request = request
+        self._body = body
         self._recorder = Recorder(limit)
         self._write: Callable[[bytes], object] | None = None
         self._status: str | None = None
@@ -129,14 +132,16 @@ class Attempt:
     @property
     def _failing(self) -> bool:
         """Whether the answer is none to keep where nothing was applied."""
-        return self._code >= 500 or self._code in _LATER
+        broke_off = self._body is not None and self._body.broke_off
+        return broke_off or self._code >= 500 or self._code in _LATER
 
     # What becomes of the claim
 
     def _instead(self, error: Exception | None) -> Problem | Stored | None:
         """What to answer instead of the application's response, or of `error`; None: nothing else."""
         claim = self.claim
-        if self._sent or not (claim.lost or claim.in_doubt or error is not None or self._code >= 500):
+        unclear = claim.in_doubt or claim.unseen
+        if self._sent or not (claim.lost or unclear or error is not None or self._code >= 500):
             return None
         try:
             if claim.lost:
@@ -144,9 +149,9 @@ class Attempt:
             if claim.marked and not claim.in_doubt:
                 if not self._is_databases(error):
                     return None
-                self._finish(None)
+                self._finish(None, well=False)
                 return APPLIED
-            if not claim.in_doubt and error is None and not self._is_databases(None):
+            if not unclear and error is None and not self._is_databases(None):
                 return None  # the response goes on, and may still commit
             released = self._release()
         except Unreachable as lost:
@@ -176,7 +181,7 @@ class Attempt:
         released = self._store.release(self.claim.id, self.claim.owner)
         self._over = True
         if released is Released.APPLIED:
-            self._finish(None)
+            self._finish(None, well=False)
         elif released is Released.FREE and self._request is not None:
             # Whatever it has told to commit in this database was not committed, or has only read.
             self._request.note(commits=-min(self.claim.commits, self._request.commits))
@@ -184,9 +189,9 @@ class Attempt:
             self._request.in_doubt = self._request.in_doubt and not self.claim.in_doubt
         return released
 
-    def _finish(self, answer: Stored | None) -> None:
+    def _finish(self, answer: Stored | None, *, well: bool) -> None:
         self._over = True
-        self._store.finish(self.claim.id, self.claim.owner, answer)
+        self._store.finish(self.claim.id, self.claim.owner, answer, well=well)
 
     def take(self, chunk: bytes) -> None:
         """`chunk` is about to be sent."""
@@ -216,7 +221,7 @@ class Attempt:
             if claim.in_doubt or (not claim.marked and (self._failing or answer is None)):
                 self._release()
             elif not claim.lost:
-                self._finish(answer)
+                self._finish(answer, well=self._recorder.complete)
         except Exception:
             logger.warning("the end of a keyed request could not be stored", exc_info=True)
 

@@ -2,6 +2,9 @@
 
 The mark is set at the first COMMIT of a transaction that may have written anything, on the same connection, just before
 it is sent. With a transaction that fails the mark is gone as well, and the next one sets it again.
+
+PostgreSQL tells what has written anything. MariaDB and MySQL do not, and from here it is not to be known: a function
+that a SELECT calls may write, and the statements of a driver's own cursor are not seen. There each COMMIT is marked.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from sqlalchemy.pool import PoolProxiedConnection
 
 from wsgi_dbguard import failures
 from wsgi_dbguard.failures import Failure
+
+from .marker import ClaimUnseen
 
 if TYPE_CHECKING:
     from .store import Store
@@ -39,7 +44,6 @@ class Claim:
         "_pending",
         "_prepared",
         "_store",
-        "_wrote",
         "commits",
         "database_failed",
         "held",
@@ -48,6 +52,7 @@ class Claim:
         "lost",
         "marked",
         "owner",
+        "unseen",
     )
 
     def __init__(self, store: Store, id: str, owner: str) -> None:
@@ -57,6 +62,7 @@ class Claim:
         self.marked = False  # as far as is known, what was applied is committed
         self.in_doubt = False  # a connection was lost during a COMMIT
         self.lost = False  # another owner has the key
+        self.unseen = False  # a snapshot does not show it: perhaps it is lost
         self.database_failed = False  # it was lost, or did not take writes
         self.commits = 0  # finished or in doubt
         self.held = 0  # connections that the request has at the moment
@@ -64,33 +70,31 @@ class Claim:
         self._pending: weakref.ref[PoolProxiedConnection] | None = None
         self._marking = False
         self._prepared: Any = None  # the id of a transaction in two phases that has the mark
-        self._wrote: weakref.WeakKeyDictionary[PoolProxiedConnection, bool] = weakref.WeakKeyDictionary()
 
     def is_for(self, dialect: Dialect) -> bool:
         """Whether the claim is in the database of this engine."""
         return dialect is self._store.engine.dialect
-
-    def executes(self, connection: PoolProxiedConnection, *, reads: bool) -> None:
-        """A statement is sent on `connection`, one that plainly `reads` or not."""
-        self._wrote[connection] = self._wrote.get(connection, False) or not reads
 
     def committing(self, connection: PoolProxiedConnection) -> None:
         """`connection` is about to commit, and is marked before. If that fails, the caller has to roll back.
 
         Raises:
             ClaimLost: if the key is somebody else's by now.
+            ClaimUnseen: if the transaction's snapshot does not show that it is not.
             Exception: the driver's, if the mark cannot be set.
         """
-        # One that was seen to do nothing but read has not written; of one that was not seen nothing is known.
-        wrote = self._wrote.pop(connection, True)
-        marking = not self.marked and wrote and self._mark(connection)
+        marking = not self.marked and self._mark(connection)
         self.marked |= marking
         self._marking = marking
         self._pending = weakref.ref(connection)
         self.commits += 1
 
     def _mark(self, connection: PoolProxiedConnection) -> bool:
-        marked = self._store.mark(connection, self.id, self.owner)
+        try:
+            marked = self._store.mark(connection, self.id, self.owner)
+        except ClaimUnseen:
+            self.unseen = True
+            raise
         if marked is False:
             self.lost = True
             raise ClaimLost(None, None, RuntimeError("the Idempotency-Key was given to another request"))
@@ -99,10 +103,6 @@ class Claim:
     def committed(self) -> None:
         """What was pending has been carried out."""
         self._pending = None
-
-    def rolled_back(self, connection: PoolProxiedConnection) -> None:
-        """The transaction of `connection` is over, and nothing of it lasts."""
-        self._wrote.pop(connection, None)
 
     def failed(self, context: ExceptionContext) -> None:
         """An operation on a connection, or getting one, failed."""

@@ -11,12 +11,34 @@ from functools import cached_property
 from typing import Any
 
 from sqlalchemy import Engine, Update, func, true
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import PoolProxiedConnection
 
-__all__ = ["Marker"]
+from wsgi_dbguard import failures
+
+__all__ = ["ClaimUnseen", "Marker"]
 
 _NUMBER = func.txid_current_if_assigned()  # PostgreSQL: None in a transaction that has not written
-_ASK_NUMBER = "SELECT txid_current_if_assigned()"
+_ASK_NUMBER = "SELECT txid_current_if_assigned(), current_setting('transaction_isolation')"
+_READ_ONLY_TRANSACTION = 1792  # MariaDB's and MySQL's answer to a write in START TRANSACTION READ ONLY
+
+
+class ClaimUnseen(OperationalError):
+    """The transaction's snapshot is older than the claim of its key, or the key was given to another request.
+
+    It was rolled back: a serialization failure, as PostgreSQL has it. What runs before `Idempotent`, such as
+    `principal`, has to end its transaction in REPEATABLE READ and SERIALIZABLE.
+    """
+
+
+class _TooOld(RuntimeError):
+    sqlstate = "40001"  # serialization_failure
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the transaction's snapshot does not show the claim of its Idempotency-Key: what runs before Idempotent, "
+            "such as principal, has to end its transaction (REPEATABLE READ, SERIALIZABLE)"
+        )
 
 
 class Marker:
@@ -32,9 +54,10 @@ class Marker:
     def __call__(self, connection: PoolProxiedConnection, key: str, owner: str) -> bool | None:
         """Mark the row as applied in the transaction of `connection`. False: it is not the row of `owner` any more.
 
-        None: PostgreSQL says that the transaction has written nothing, so there is nothing to mark.
+        None: the database says that the transaction has written nothing, so there is nothing to mark.
 
         Raises:
+            ClaimUnseen: the transaction's snapshot does not show a row of `owner`.
             Exception: the driver's. The transaction is neither committed nor rolled back then.
         """
         if self._only_reads(connection):
@@ -49,8 +72,16 @@ class Marker:
             if not self._postgresql:
                 return False
             cursor.execute(_ASK_NUMBER)
-            (number,) = cursor.fetchone() or (None,)
-            return None if number is None else False
+            number, isolation = cursor.fetchone() or (None, "")
+            if number is None:
+                return None
+            if str(isolation).startswith("read "):
+                return False
+            raise ClaimUnseen(None, None, _TooOld())
+        except Exception as error:
+            if self._postgresql or failures.code_of(error) != _READ_ONLY_TRANSACTION:
+                raise
+            return None
         finally:
             with suppress(Exception):  # of a connection that is lost
                 cursor.close()

@@ -7,20 +7,20 @@ import logging
 import secrets
 import weakref
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine
 
-from wsgi_dbguard import answers
+from wsgi_dbguard import answers, transactions
 from wsgi_dbguard.answers import Problem
 from wsgi_dbguard.exchange import REQUEST
 from wsgi_dbguard.request import Request
 
 from .attempt import Attempt
 from .body import ReadBody
-from .claims import Claim
+from .claims import Claim, active
 from .header import parse_key
-from .problems import MALFORMED, MISSING
+from .problems import APPLIED, CARRIED_OUT, INCOMPLETE, MALFORMED, MISSING
 from .recorder import replay
 from .store import Store, Stored, Unreachable
 from .table import TABLE
@@ -36,8 +36,9 @@ logger = logging.getLogger(__name__)
 CLAIM = "wsgi_dbguard.idempotency"
 Principal = Callable[["WSGIEnvironment"], str | bytes | None]
 
-# A request that runs again is the same owner: the first run may have been unable to give its claim back.
-_owners: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+# Of each request in a guard: for each key the last owner, and in which attempt. One that the guard runs again may take
+# what its first run had: that may have been unable to give its claim back.
+_owners: weakref.WeakKeyDictionary[Request, dict[str, tuple[int, str | None]]] = weakref.WeakKeyDictionary()
 
 
 class Idempotent:
@@ -49,7 +50,7 @@ class Idempotent:
         principal: whose key it is, from environ, such as a user's id that the server or a middleware around this one
             has checked. Keys of different principals have nothing to do with each other. None for an application
             without users: then whoever knows a key gets its answer.
-        methods: those that take a key; others pass.
+        methods: those that take a key, several names; others pass.
         required: whether a request without a key is refused; or a function of environ that says so.
         lease: seconds after which another request may have the key of one that has not ended. Longer than the longest
             request takes, or that one is refused its COMMIT.
@@ -59,7 +60,7 @@ class Idempotent:
         retry_after: base of the jittered Retry-After, in seconds.
 
     Raises:
-        TypeError: if `app` is not callable or `engine` is not an engine.
+        TypeError: if `app` is not callable, `engine` is not an engine or `methods` are not several names.
         ValueError: for a database that is not supported, or an impossible `lease`, `body_limit` or `retry_after`.
     """
 
@@ -80,6 +81,9 @@ class Idempotent:
             raise TypeError(f"Idempotent() takes a WSGI application first, not {type(app).__name__}")
         if not isinstance(engine, Engine):
             raise TypeError(f"Idempotent() takes a SQLAlchemy Engine, not {type(engine).__name__}")
+        names = () if isinstance(methods, str | bytes) else tuple(methods)
+        if not names or not all(isinstance(each, str) and each.replace("-", "").isalpha() for each in names):
+            raise TypeError(f"methods={methods!r}: must be several names of methods, such as {{'POST', 'PATCH'}}")
         if not 1 <= lease <= 86400:
             raise ValueError(f"lease={lease!r}: must be a number of seconds of at least 1 and at most 86400")
         if body_limit < 0 or not retry_after > 0:
@@ -87,7 +91,7 @@ class Idempotent:
         self.app = app
         self._store = Store(engine, table, lease)
         self._principal = principal
-        self._methods = frozenset(methods)
+        self._methods = frozenset(each.upper() for each in names)
         self._required = required
         self._limit = body_limit
         self._retry_after = retry_after
@@ -97,7 +101,9 @@ class Idempotent:
         return f"<Idempotent {self.app!r} on {self._store.engine!r}>"
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if environ.get("REQUEST_METHOD") not in self._methods or CLAIM in environ:
+        # The same environ after its claim has ended is somebody's second try of the same request.
+        claimed = CLAIM in environ and environ[CLAIM] is active.get()
+        if environ.get("REQUEST_METHOD") not in self._methods or claimed:
             return self.app(environ, start_response)
         header = environ.get("HTTP_IDEMPOTENCY_KEY")
         if header is None:
@@ -109,6 +115,8 @@ class Idempotent:
         if isinstance(result, Problem | Stored):
             if body is not None:
                 answers.drain(body, environ)
+            if isinstance(result, Stored) or result in (APPLIED, CARRIED_OUT):
+                self._tell_of_the_commit(environ)
             if isinstance(result, Stored):
                 return replay(result, start_response)
             return answers.answer(result, environ, start_response, self._retry_after)
@@ -124,13 +132,12 @@ class Idempotent:
         except ValueError:
             return MALFORMED
         request: Request | None = environ.get(REQUEST)
-        owner = secrets.token_hex(16)
-        if request is not None:
-            owner = _owners.setdefault(request, owner)
-        claim = Claim(self._store, self._id(key, environ), owner)
+        claim = Claim(self._store, self._id(key, environ), secrets.token_hex(16))
         fingerprint = self._fingerprint(body, environ)
+        if body is not None and body.broke_off:
+            return INCOMPLETE
         try:
-            found = self._store.claim(claim.id, fingerprint, owner)
+            found = self._store.claim(claim.id, fingerprint, claim.owner, _former(request, claim))
         except Unreachable as error:
             # A claim whose INSERT was not answered may be there, but nothing was done with it.
             logger.warning("an Idempotency-Key could not be looked up: %s", error)
@@ -138,7 +145,19 @@ class Idempotent:
         if found is not None:
             return found
         environ[CLAIM] = claim
-        return Attempt(self._store, claim, fingerprint, start_response, request, self._limit).run(self.app, environ)
+        return Attempt(self._store, claim, fingerprint, start_response, request, body, self._limit).run(
+            self.app, environ
+        )
+
+    def _tell_of_the_commit(self, environ: WSGIEnvironment) -> None:
+        """The answer speaks of what an earlier request has committed: with `routing` the client has to see it next."""
+        request: Request | None = environ.get(REQUEST)
+        if request is None:
+            return
+        if not request.commits:
+            request.note(commits=1)
+        for tell in transactions.taken:  # the store's own connections are no deed of the request's: so by hand
+            tell(request, self._store.engine.dialect)
 
     def _id(self, key: str, environ: WSGIEnvironment) -> str:
         principal = None if self._principal is None else self._principal(environ)
@@ -157,13 +176,21 @@ class Idempotent:
 
     def _fingerprint(self, body: ReadBody | None, environ: WSGIEnvironment) -> str:
         """What tells this request from another one. Raises OSError if the client goes away."""
-        content = bytearray()
-        if body is not None:
-            while len(content) < self._limit and (data := body.read(self._limit - len(content))):
-                content += data
-            body.rewind()
+        content = b"" if body is None else body.beginning()
         names = ("REQUEST_METHOD", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING", "CONTENT_LENGTH")
-        return _digest(*(environ.get(name, "").encode() for name in names), bytes(content))
+        return _digest(*(environ.get(name, "").encode() for name in names), content)
+
+
+def _former(request: Request | None, claim: Claim) -> str | None:
+    """The owner of the same key in the attempt of `request` before this one; and note who has it now."""
+    if request is None:
+        return None
+    owners = _owners.setdefault(request, {})
+    attempt, owner = owners.get(claim.id, (0, None))
+    if attempt == request.attempt:  # it has sent the same key twice
+        return None
+    owners[claim.id] = (request.attempt, claim.owner)
+    return owner
 
 
 def _digest(*parts: bytes) -> str:

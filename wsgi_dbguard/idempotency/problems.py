@@ -2,7 +2,7 @@
 
 from wsgi_dbguard.answers import Problem
 
-__all__ = ["APPLIED", "MALFORMED", "MISMATCH", "MISSING", "RUNNING", "UNSETTLED"]
+__all__ = ["APPLIED", "CARRIED_OUT", "INCOMPLETE", "MALFORMED", "MISMATCH", "MISSING", "RUNNING", "UNSETTLED"]
 
 MISSING = Problem(
     "urn:wsgi-dbguard:idempotency-key-missing",
@@ -32,13 +32,28 @@ RUNNING = Problem(
     "A request with this Idempotency-Key is still being worked at. Send it again to get its answer.",
     retry=True,
 )
-APPLIED = Problem(
+CARRIED_OUT = Problem(
     "urn:wsgi-dbguard:idempotency-applied",
     409,
     "Applied already",
     "The request with this Idempotency-Key was carried out, but its answer is not there any more: fetch the current "
     "state.",
     retry=False,
+)
+APPLIED = Problem(
+    CARRIED_OUT.type,
+    409,
+    "Applied already, in part or whole",
+    "The request with this Idempotency-Key failed or was interrupted after it had saved something: a part of it, or "
+    "all of it. Look at the current state before you send it with another key.",
+    retry=False,
+)
+INCOMPLETE = Problem(
+    "urn:wsgi-dbguard:idempotency-body-incomplete",
+    400,
+    "Request body is incomplete",
+    "The body ended before its Content-Length: nothing was done this time. Send it again with the same key.",
+    retry=True,
 )
 UNSETTLED = Problem(
     "urn:wsgi-dbguard:idempotency-unsettled",

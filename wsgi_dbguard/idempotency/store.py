@@ -37,7 +37,7 @@ from wsgi_dbguard.request import current
 
 from .claims import active
 from .marker import Marker
-from .problems import APPLIED, MISMATCH, RUNNING
+from .problems import APPLIED, CARRIED_OUT, MISMATCH, RUNNING
 from .table import clock, make_table
 
 __all__ = ["Released", "Store", "Stored", "Unreachable"]
@@ -47,6 +47,8 @@ T = TypeVar("T")
 _TRIES = 5  # of a transaction that lost its connection or against another one
 _LOCKED_FOR = 5.0  # seconds to wait for a COMMIT whose reply was lost, and that is still being carried out
 _PAUSE = 0.02  # seconds between two looks
+# In the place of a lease, when a request is over; both are long past. Of one that died its lease stays there.
+_WELL, _FAILED = 0.0, 1.0
 _PASSING = frozenset({Failure.DISCONNECT, Failure.SERIALIZATION, Failure.DEADLOCK, Failure.READ_ONLY})
 
 
@@ -81,14 +83,15 @@ class Store:
         self._postgresql = engine.dialect.name == "postgresql"
         columns = self._keys.c
         over = (columns.expires <= self._now).label("over")
-        row = select(columns.owner, columns.fingerprint, columns.applied, columns.head, columns.body, over)
+        well = (columns.expires == _WELL).label("well")
+        row = select(columns.owner, columns.fingerprint, columns.applied, columns.head, columns.body, over, well)
         # Optimization: made once. To make one costs as much as to send it.
         self._look = row.where(columns.id == bindparam("key"))
         self._insert_values = self._insertion()
         mine = update(self._keys).where(columns.id == bindparam("key"), columns.owner == bindparam("by"))
         self.mark = Marker(engine, mine)
-        self._over = mine.values(expires=0.0)
-        self._answered = mine.values(expires=0.0, head=bindparam("answer_head"), body=bindparam("answer_body"))
+        self._over = mine.values(expires=bindparam("ended", type_=columns.expires.type))
+        self._answered = mine.values(expires=_WELL, head=bindparam("answer_head"), body=bindparam("answer_body"))
 
     def _insertion(self) -> Insert:
         keys = self._keys
@@ -101,8 +104,10 @@ class Store:
         there = exists(select(literal_column("1")).where(keys.c.id == bindparam("key")))
         return insert(keys).from_select(list(values), select(*values.values()).where(~there))
 
-    def claim(self, key: str, fingerprint: str, owner: str) -> Problem | Stored | None:
+    def claim(self, key: str, fingerprint: str, owner: str, former: str | None = None) -> Problem | Stored | None:
         """Have `key` for `owner`. None: it has; else what there is to tell instead.
+
+        `former` is an owner that has been given up, whose claim may be taken before its lease is over.
 
         Raises:
             Unreachable: if the database cannot be reached.
@@ -114,11 +119,12 @@ class Store:
                 if row:
                     return None
                 continue  # it was there, and then it was not
-            if row.owner == owner:
+            if row.owner == owner:  # its own INSERT, whose reply was lost
                 return None
-            if (told := _tell(row, fingerprint)) is not None:
+            given_up = row.owner == former
+            if (told := _tell(row, fingerprint, over=row.over or given_up)) is not None:
                 return told
-            if self._repeat(lambda seen=row.owner: self._take_over(key, seen, owner)):  # type: ignore[misc]
+            if self._repeat(lambda seen=row.owner, now=given_up: self._take_over(key, seen, owner, now)):  # type: ignore[misc]
                 return None
         return RUNNING  # it changes faster than it can be looked at
 
@@ -129,10 +135,10 @@ class Store:
             Unreachable: if the database cannot be reached.
         """
         row = self._repeat(lambda: self._alone(lambda connection: self._row(connection, key)))
-        return None if row is None else _tell(row, fingerprint)
+        return None if row is None else _tell(row, fingerprint, over=row.over)
 
-    def finish(self, key: str, owner: str, answer: Stored | None) -> None:
-        """The request is over; with its `answer`, or without one that could be kept.
+    def finish(self, key: str, owner: str, answer: Stored | None, *, well: bool) -> None:
+        """The request is over; with its `answer`, or without one that could be kept. `well`: it came to its end.
 
         Raises:
             Unreachable: if the database cannot be reached.
@@ -142,6 +148,8 @@ class Store:
         if answer is not None:
             statement = self._answered
             given |= {"answer_head": answer.head, "answer_body": answer.body}
+        else:
+            given["ended"] = _WELL if well else _FAILED
         self._repeat(lambda: self._alone(lambda connection: connection.execute(statement, given)))
 
     def release(self, key: str, owner: str) -> Released:
@@ -185,10 +193,12 @@ class Store:
     def _row(self, connection: Connection, key: str) -> Row[Any] | None:
         return connection.execute(self._look, {"key": key}).one_or_none()
 
-    def _take_over(self, key: str, seen: str, owner: str) -> bool:
+    def _take_over(self, key: str, seen: str, owner: str, given_up: bool) -> bool:
         keys = self._keys
         dead = (keys.c.id == key, keys.c.owner == seen, keys.c.applied == false(), keys.c.head.is_(None))
-        take = update(keys).where(*dead, keys.c.expires <= self._now)
+        take = update(keys).where(*dead)
+        if not given_up:
+            take = take.where(keys.c.expires <= self._now)
 
         def transaction(connection: Connection) -> bool:
             connection.execute(select(keys.c.id).where(keys.c.id == key).with_for_update(nowait=True))
@@ -250,15 +260,20 @@ class Store:
         raise AssertionError("not reached")
 
 
-def _tell(row: Row[Any], fingerprint: str) -> Problem | Stored | None:
-    """What a request that finds `row` is told; None: its owner is dead, and has applied nothing."""
+def _tell(row: Row[Any], fingerprint: str, *, over: bool) -> Problem | Stored | None:
+    """What a request that finds `row` is told; None: its owner is dead, and has applied nothing.
+
+    `over`: the owner has ended, or its lease has.
+    """
     if row.fingerprint != fingerprint:
         return MISMATCH
     if row.head is not None:
         return Stored(row.head, row.body)
-    if not row.over:
+    if not over:
         return RUNNING
-    return APPLIED if row.applied else None
+    if not row.applied:
+        return None
+    return CARRIED_OUT if row.well else APPLIED
 
 
 def _in_autocommit(connection: Connection, act: Callable[[Connection], T]) -> T:

@@ -62,7 +62,7 @@ def make_table(name: str) -> Table:
         Column("fingerprint", String(64), nullable=False),  # sha256 of the request
         Column("applied", Boolean, nullable=False, server_default=false()),
         Column("created", Double, nullable=False),
-        Column("expires", Double, nullable=False),  # the lease; 0 when the request is over
+        Column("expires", Double, nullable=False),  # the lease; 0 when the request is over, 1 if it did not end well
         Column("head", binary),  # status and headers, JSON
         Column("body", binary),
         Index(f"{plain}_created", "created"),

@@ -1,4 +1,4 @@
-"""Where claims are marked: around the dialect's own methods for COMMIT, ROLLBACK and transactions in two phases.
+"""Where claims are marked: around the dialect's own methods for COMMIT and for transactions in two phases.
 
 Not by SQLAlchemy's connection events, for the reason that `wsgi_dbguard.transactions` gives; and around COMMIT a mark
 that fails can be undone for certain. SQLAlchemy takes a transaction whose COMMIT has failed for ended: it sends no
@@ -21,6 +21,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from wsgi_dbguard import failures, transactions
 
 from .claims import Claim, ClaimLost, active
+from .marker import ClaimUnseen
 
 __all__ = ["watch"]
 
@@ -41,8 +42,6 @@ def watch(engine: Engine) -> None:
     event.listen(engine, "handle_error", _on_error)
     event.listen(engine, "checkout", _on_checkout)
     event.listen(engine, "checkin", _on_checkin)
-    if dialect.name != "postgresql":  # which tells by itself what has written
-        transactions.look(engine, _on_statement)
 
 
 def _claim(dialect: Dialect) -> Claim | None:
@@ -63,24 +62,16 @@ def _around(dialect: Dialect) -> None:
             claim.committing(connection)
         except BaseException as error:
             _undo(do_rollback, connection, error)
-            claim.rolled_back(connection)
             raise
         do_commit(connection)  # if that fails, `_on_error` hears of it, unless somebody around this knows better
         claim.committed()
 
-    @functools.wraps(do_rollback)
-    def rollback(connection: PoolProxiedConnection) -> None:
-        do_rollback(connection)
-        if (claim := _claim(dialect)) is not None:
-            claim.rolled_back(connection)
-
     dialect.do_commit = commit  # type: ignore[method-assign, assignment]
-    dialect.do_rollback = rollback  # type: ignore[method-assign, assignment]
 
 
 def _undo(do_rollback: Callable[[Any], object], connection: PoolProxiedConnection, error: BaseException) -> None:
     """Roll back what cannot be committed because of `error`, by a ROLLBACK or by the end of the connection."""
-    if isinstance(error, ClaimLost) or failures.refused(error):  # the server has answered: it listens
+    if isinstance(error, ClaimLost | ClaimUnseen) or failures.refused(error):  # the server has answered: it listens
         with suppress(Exception):
             do_rollback(connection)
             return
@@ -159,12 +150,6 @@ def _around_two_phases(dialect: Dialect) -> None:
 def _refused(error: BaseException) -> bool:
     """`failures.refused`, also of what SQLAlchemy made of a driver's error: some dialects send statements for it."""
     return failures.refused(getattr(error, "orig", None) or error)
-
-
-def _on_statement(connection: Connection, statement: Any) -> None:
-    if claim := _claim(connection.dialect):
-        reads = isinstance(statement, str) and transactions.only_reads(statement)
-        claim.executes(connection.connection, reads=reads)
 
 
 def _on_error(context: ExceptionContext) -> None:
