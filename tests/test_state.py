@@ -77,6 +77,9 @@ LEFTOVERS = [
         ["select pg_advisory_lock(42)"],
         "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()",
     ),
+    (["select 1; set statement_timeout = 4321 -- " + "x" * 5000], "show statement_timeout"),
+    (["select '/*'; set statement_timeout = 4321; select '*/'"], "show statement_timeout"),
+    (["select \"set_config\" /**/ ('statement_timeout', '4321', false)"], "show statement_timeout"),
     (["reset all"], "show work_mem"),
 ]
 
@@ -97,7 +100,7 @@ def listener(engine: Engine) -> None:
 
 @pytest.mark.usefixtures("listener")
 @pytest.mark.parametrize(
-    ("statements", "question"), LEFTOVERS, ids=lambda each: each[0] if isinstance(each, list) else ""
+    ("statements", "question"), LEFTOVERS, ids=lambda each: each[0][:80] if isinstance(each, list) else ""
 )
 def test_what_a_request_leaves_is_gone_for_the_next_one(engine: Engine, statements: list[str], question: str) -> None:
     clean = ask(engine, question)
@@ -171,6 +174,7 @@ LOCKED_TWICE = [
     ["select pg_advisory_lock(42)", "select pg_advisory_lock_shared(42)", "select pg_advisory_unlock(42)"],
     ["select pg_advisory_lock(g) from generate_series(1, 3) g", "select pg_advisory_unlock(2)"],
     ["select pg_advisory_lock(42) from generate_series(1, 3)", "select pg_advisory_unlock(42)"],
+    ["select generate_series(1, 3), pg_advisory_lock(42)", "select pg_advisory_unlock(42)"],
 ]
 
 

@@ -1,8 +1,9 @@
 """What a statement changes on its connection that outlives the transaction: settings, locks, temporary tables.
 
-Read from its text, so only what is plain there: not what a function or a procedure does by itself. In doubt something
-is changed and nothing is undone: a text of several statements undoes nothing, and a lock that is taken for each row of
-a query is not given back. Nothing is changed by SET LOCAL in PostgreSQL, SET TRANSACTION and SET GLOBAL.
+Read from its text without comments and literals, so only what is plain there: not what a function or a procedure does
+by itself. In doubt something is changed and nothing is undone: a text of several statements, of more than 4096
+characters, or that servers read in different ways undoes nothing, and a lock is given back only where nothing but
+such calls and plain values is selected. Nothing is changed by SET LOCAL in PostgreSQL, SET TRANSACTION and SET GLOBAL.
 
 Example::
 
@@ -19,7 +20,7 @@ from functools import lru_cache
 from typing import Any
 
 from . import arguments
-from .arguments import Argument
+from .arguments import HIDDEN, Argument, Reading
 
 __all__ = ["ANYTHING", "COMMIT", "DATABASE", "ROLLBACK", "TRANSACTION_NAMES", "Change", "changes", "touches"]
 
@@ -27,8 +28,7 @@ ANYTHING = "anything"  # not to be put right
 COMMIT = "commit"
 ROLLBACK = "rollback"  # of the transaction, or to a savepoint
 DATABASE = "database()"
-_LONGEST = 4096  # characters
-_BEGINNING = 256  # characters: of a longer statement, which is full of data; beyond them calls are looked for
+_LONGEST = 4096  # characters: a longer statement is full of data, and not worth its place in a cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +54,24 @@ class _Call:
     plain: bool = False  # made once for each time that the statement is sent
 
 
+_WORDS = (
+    r"(?:set|reset|use|discard|listen|unlisten|lock|unlock|flush|prepare|deallocate|declare|close|commit|end|rollback"
+    r"|abort|drop|do|call|get|load|execute\s+immediate|begin\s+not)\b"
+)
 _TOUCHES = re.compile(
-    r"""(?:^|;|\*/|/\*M?!\d*|(?:--|\#)[^\n]*\n)\s*(?:set|reset|use|discard|listen|unlisten|lock|unlock|flush|prepare
-        |deallocate|declare|close|commit|end|rollback|abort|drop)\b
-    | \b(?:pg_)?temp(?:orary|_\d+)?\b | \bset_config\s*\( | _advisory_(?:un)?lock | \b(?:get|release)_lock
-    | \brelease_all_locks | \bupdate\s[^;]*?\bpg_settings\b | \binto\s+@ | @`?[\w.$]+`?\s*:=""",
+    rf"""(?:^|;|\*/|/\*M?!\d*+)(?:\s|--[^\n\r]*+|\#[^\n]*+)*+{_WORDS}
+    | \b(?:pg_)?temp(?:orary|_\d+)?\b | \bset_config\b | _advisory_(?:un)?lock | \b(?:get|release)_lock
+    | \brelease_all_locks | \bpg_settings\b | \binto\s*+(?:@|/\*|--|\#) | :=""",
     re.IGNORECASE | re.VERBOSE,
 )
+_BEGINS = re.compile(rf"(?:\s|/\*(?!M?!)(?:[^*]++|\*(?!/))*+\*/|--[^\n\r]*+|\#[^\n]*+)*+{_WORDS}", re.IGNORECASE)
+_MARKS = (";", "@", "/*!", "/*m!", "temp", "set_config", "_advisory_lock", "get_lock", "pg_settings")
 
 
 def touches(statement: str) -> bool:
     """Whether `statement` may change such a thing: a cheap look, to be followed by `changes`."""
     # Optimization: SQLAlchemy sends the same few texts again and again. To search a long one is dear.
-    if len(statement) <= _LONGEST:
-        return _touches(statement)
-    lower = statement.lower()
-    return any(name in lower for name in _LASTING) or bool(_TOUCHES.search(statement, 0, _BEGINNING))
-
-
-_LASTING = ("set_config", "_advisory_lock", "get_lock")
+    return _touches(statement) if len(statement) <= _LONGEST else _touches_long(statement)
 
 
 @lru_cache(maxsize=512)
@@ -80,78 +79,120 @@ def _touches(statement: str) -> bool:
     return _TOUCHES.search(statement) is not None
 
 
+def _touches_long(statement: str) -> bool:
+    lower = statement.lower()
+    return any(mark in lower for mark in _MARKS) or _BEGINS.match(statement) is not None
+
+
 def changes(statement: str, parameters: Any, dialect: str) -> tuple[Change, ...]:
     """What `statement` changes with `parameters` (the driver's); `dialect` is SQLAlchemy's name of the database."""
-    found: list[Change] = []
-    parsed = _parse(statement[:_LONGEST], dialect == "postgresql")
-    if len(statement) > _LONGEST:
-        parsed += tuple(_Call(match[1].lower()) for match in _CALLS.finditer(statement))
-    for each in parsed:
-        change = each if isinstance(each, Change) else _called(each, parameters)
-        if change and not (change.undo and len(statement) > _LONGEST):
-            found.append(change)
-    return tuple(found)
+    parse = _parse if len(statement) <= _LONGEST else _parse.__wrapped__
+    parsed = parse(statement, dialect == "postgresql")
+    called = (each if isinstance(each, Change) else _called(each, parameters) for each in parsed)
+    return tuple(each for each in called if each)
 
 
 @lru_cache(maxsize=256)
 def _parse(statement: str, postgresql: bool) -> tuple[Change | _Call, ...]:
+    long = len(statement) > _LONGEST
+    readings = arguments.readings(statement, postgresql, short=long)
+    doubtful = len(readings) > 1 or any(mark in statement for mark in _DOUBTFUL)
     found: list[Change | _Call] = []
-    comments = _COMMENTS if postgresql else _MYSQL_COMMENTS
-    if not postgresql:
-        statement = _EXECUTED_COMMENTS.sub(r" \1 ", statement)
-    parts = [text for part in statement.split(";") if (text := comments.sub(" ", part).strip())]
-    for text in parts:
-        word = text.split(None, 1)[0].lower()
-        rest = text[len(word) :].strip()
-        if word == "set":
-            found += _postgresql_set(rest) if postgresql else _mysql_set(rest)
-        else:
-            others = _other(word, rest, text, postgresql)
-            found += others if len(parts) == 1 else (replace(each, reset=False) for each in others if not each.undo)
-    calls = _CALLS.findall(statement)  # in a comment as well, for what looks like one may be in quotes
-    plain = len(parts) == 1 and not _CONDITIONAL.search(parts[0]) and _CALLS.findall(parts[0]) == calls
-    for match in _CALLS.finditer(statement):
-        found.append(_Call(match[1].lower(), arguments.parse(statement, match.end()), plain))
+    for reading in readings:
+        if not long or _touches_long(reading.code):
+            each = _read(reading, postgresql, doubtful=long or doubtful or not reading.closed)
+            found += each if not found else [one for one in each if one not in found]
+    if not any(reading.closed for reading in readings):
+        found.append(Change(ANYTHING))
     return tuple(found)
 
 
-_EXECUTED_COMMENTS = re.compile(r"/\*M?!\d*(.*?)\*/", re.DOTALL)  # by MySQL and MariaDB
-_CONDITIONAL = re.compile(r"\b(?:from|where|having|limit|case|if|coalesce|and|or|values|explain)\b", re.IGNORECASE)
-_COMMENTS = re.compile(r"/\*.*?\*/|^(?:(?!/\*)[^'\"])*\*/|--[^\n]*(?:\n|$)", re.DOTALL)
-_MYSQL_COMMENTS = re.compile(rf"{_COMMENTS.pattern}|#[^\n]*(?:\n|$)", re.DOTALL)
-_CALLS = re.compile(
-    r"\b(set_config|pg_(?:try_)?advisory_lock(?:_shared)?|pg_advisory_unlock(?:_shared|_all)?"
-    r"|get_lock|release_lock|release_all_locks)\s*\(",
-    re.IGNORECASE,
+def _read(reading: Reading, postgresql: bool, doubtful: bool) -> list[Change | _Call]:
+    found: list[Change | _Call] = []
+    parts = [text for part in reading.code.split(";") if (text := part.strip())]
+    several = doubtful or len(parts) != 1
+    for text in parts:
+        word = _WORD.match(text)[0].lower()  # type: ignore[index]  # perhaps empty
+        rest = text[len(word) :].strip()
+        if word == "set":
+            found += _postgresql_set(rest) if postgresql else _mysql_set(rest)
+        elif word == "do" and postgresql:  # what is quoted is executed
+            found += _block(reading.text)
+        else:
+            for each in _other(word, rest, text, postgresql):
+                if not (each.undo and (several or HIDDEN in each.key)):
+                    found.append(replace(each, reset=False) if several else each)
+    plain = not several and _PLAIN.fullmatch(parts[0]) is not None
+    called = _CALLS.finditer(reading.code) if any(name in reading.code.lower() for name in _CALLED) else ()
+    for number, match in enumerate(called):
+        known = not doubtful and number < _MOST_CALLS
+        given = arguments.parse(reading.text, reading.code, match.end()) if known else ()
+        found.append(_Call(_name(match), given, plain))
+    return found
+
+
+def _block(text: str) -> Iterator[Change | _Call]:
+    """Of PostgreSQL's DO."""
+    if _SETS.search(text) or _TEMPORARY.search(text):
+        yield Change(ANYTHING, transactional=True)
+    yield from (_Call(_name(match)) for match in _CALLS.finditer(text))
+
+
+_DOUBTFUL = ("\\'", '\\"', "/*!", "/*M!")  # of which only one reading may be complete
+
+
+def _name(match: re.Match[str]) -> str:
+    return _WORD.match(match[0])[0].lower()  # type: ignore[index]
+
+
+_WORD = re.compile(r"\w*")
+_MOST_CALLS = 16  # whose arguments are looked at
+_SETS = re.compile(r"(?:;|\b(?:begin|then|else|loop)\b)\s*+(?:re)?set\s+(?!local\b)", re.IGNORECASE)
+_CALLED = ("set_config", "_advisory_", "_lock")
+_CALL = (
+    r"\b(?:set_config|pg_(?:try_)?advisory_lock(?:_shared)?|pg_advisory_unlock(?:_shared|_all)?"
+    r"|get_lock|release_lock|release_all_locks)\b[\"`]?\s*+\("
 )
+_CALLS = re.compile(_CALL, re.IGNORECASE)
+_VALUES = rf"(?:{arguments.VALUE}(?:\s*+,\s*+{arguments.VALUE})*+)?+"
+_SELECTED = (
+    rf"(?:(?:(?:pg_catalog\.)?[\"`]?{_CALL}\s*+{_VALUES}\s*+\)(?:::\w++)?|{arguments.VALUE})"
+    rf"(?:\s*+=\s*+{arguments.VALUE})?+(?:\s++as\s++[\"`]?[\w$]++[\"`]?)?+)"
+)
+_PLAIN = re.compile(rf"(?:select|do)\s++{_SELECTED}(?:\s*+,\s*+{_SELECTED})*+", re.IGNORECASE)
 _NAME = r'["`]?([a-z_][\w.$]*)["`]?'
 _TEMPORARY = re.compile(
     r"(?:create\s+(?:or\s+replace\s+)?(?:(?:local|global)\s+)?|\binto\s+(?:(?:local|global)\s+)?)temp(?:orary)?\s+"
-    r"(?:recursive\s+)?(?:(?:table|view|sequence)\s+)?(?:if\s+not\s+exists\s+)?([\w.$\"`]+)"
-    r"|(?:^create\s[^(]*?|\binto\s+(?:table\s+)?)(\"?pg_temp(?:_\d+)?\"?\.[\w$\"]+)",
+    r"(?:recursive\s+)?(?:(?:table|view|sequence)\s+)?(?:if\s+not\s+exists\s+)?([\w.$\"`~]+)"
+    r"|(?:^create\s[^(]*?|\binto\s+(?:table\s+)?)(\"?pg_temp(?:_\d+)?\"?\s*\.\s*[\w$\"~]+)",
     re.IGNORECASE,
 )
 _TEMPORARY_SCHEMA = re.compile(r"pg_temp(?:_\d+)?\.")
 _ON_COMMIT_DROP = re.compile(r"\bon\s+commit\s+drop\b", re.IGNORECASE)
 _DROP = re.compile(
-    r"(?:temporary\s+)?(?:table|view|sequence)\s+(?:if\s+exists\s+)?(.*?)\s*(?:cascade|restrict)?$",
+    r"(?:temporary\s+)?(?:table|view|sequence)\s+(?:if\s+exists\s+)?(.*)",
     re.IGNORECASE | re.DOTALL,
 )
 _DEALLOCATE = re.compile(rf"(?:prepare\s+)?{_NAME}", re.IGNORECASE)
 _WITH_HOLD = re.compile(rf"{_NAME}.*?\bcursor\s+with\s+hold\b", re.IGNORECASE | re.DOTALL)
-_UPDATED_SETTINGS = re.compile(r"\bupdate\s+(?:only\s+)?(?:pg_catalog\.)?pg_settings\b", re.IGNORECASE)
+_UPDATED_SETTINGS = re.compile(r"\bupdate\s+(?:only\s+)?(?:\"?pg_catalog\"?\s*\.\s*)?\"?pg_settings\b", re.IGNORECASE)
 _ALL = ("*", "all")
 
 
 def _other(word: str, rest: str, text: str, postgresql: bool) -> Iterator[Change]:
     """Of any statement but SET."""
-    if word in ("create", "select", "with") and (match := _TEMPORARY.search(text)):
+    if (
+        word in ("create", "select", "with", "explain")
+        and "temp" in text.lower()
+        and (match := _TEMPORARY.search(text))
+    ):
         if not (postgresql and _ON_COMMIT_DROP.search(text)):
             yield Change(f"temp {_table(match[1] or match[2])}", transactional=postgresql)
     elif word == "drop" and (match := re.match(r"prepare\s+(.*)", rest, re.IGNORECASE)):
         yield Change(f"prepared {match[1].lower()}", undo=True)
     elif word == "drop" and (match := _DROP.match(rest)):
         for name in match[1].split(","):
+            name = re.sub(r"\b(?:cascade|restrict)\s*$", "", name, flags=re.IGNORECASE)
             yield Change(f"temp {_table(name)}", undo=True, transactional=postgresql)
     elif word == "prepare" and not re.match(r"transaction\b", rest, re.IGNORECASE):
         yield Change(f"prepared {_bare(rest.partition('(')[0].partition(' ')[0])}")
@@ -232,7 +273,11 @@ _ASSIGNMENT = re.compile(
 )
 _SESSION_TRANSACTION = re.compile(r"(?:session|local)\s+transaction\s+(.*)", re.IGNORECASE | re.DOTALL)
 TRANSACTION_NAMES = {"transaction_isolation": "tx_isolation", "transaction_read_only": "tx_read_only"}
-_MYSQL_ASSIGNED = re.compile(r"\binto\s+@`?[\w.$]+`?(?:\s*,\s*@`?[\w.$]+`?)*|@`?[\w.$]+`?\s*:=", re.IGNORECASE)
+_VARIABLE = r"(?<![\w@])@(?:[\w.$]++|[\"'`][\w.$~]++[\"'`])"
+_VARIABLES = re.compile(_VARIABLE)
+_MYSQL_ASSIGNED = re.compile(rf"\binto\s*+{_VARIABLE}(?:\s*+,\s*+{_VARIABLE})*+|{_VARIABLE}\s*+:=", re.IGNORECASE)
+_GIVES = ("call", "get", "load")  # parameters for what is given out, GET DIAGNOSTICS, and LOAD DATA
+_QUOTES = "\"'`"
 _FOR_ONE_STATEMENT = frozenset({"insert_id", "last_insert_id", "identity", "rand_seed1", "rand_seed2"})
 _CLOCK = "timestamp"  # what it was is not what it is to be
 
@@ -250,8 +295,8 @@ def _mysql_set(rest: str) -> Iterator[Change]:
             yield Change("tx_read_only")
         return
     scope = "session"
-    for part in arguments.split(rest):
-        match = _ASSIGNMENT.match(part.strip())
+    for begin, end in arguments.split(rest):
+        match = _ASSIGNMENT.match(rest[begin:end].strip())
         if match is None:
             yield Change(ANYTHING)
             return
@@ -276,10 +321,12 @@ def _mysql_other(word: str, rest: str, text: str) -> Iterator[Change]:
         yield Change("tables *", undo=True)
     elif word == "flush" and re.search(r"\b(?:read\s+lock|for\s+export)\b", text, re.IGNORECASE):
         yield Change("tables locked")
-    else:
-        for match in _MYSQL_ASSIGNED.finditer(text):
-            for name in re.findall(r"@`?([\w.$]+)", match[0]):
-                yield Change(f"@{name.lower()}")
+    elif word in ("execute", "begin") and re.match(r"(?:immediate|not\s+atomic)\b", rest, re.IGNORECASE):
+        yield Change(ANYTHING)
+    elif "@" in text:
+        for assigned in [text] if word in _GIVES else (match[0] for match in _MYSQL_ASSIGNED.finditer(text)):
+            for name in _VARIABLES.findall(assigned):
+                yield Change(ANYTHING if HIDDEN in name else f"@{name[1:].strip(_QUOTES).lower()}")
 
 
 _LOCAL = (True, "true", "t", "on", "yes", "1")  # until the end of the transaction

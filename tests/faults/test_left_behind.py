@@ -56,6 +56,13 @@ LEFTOVERS: list[tuple[list[str], str]] = [
     (["set session transaction isolation level read uncommitted"], "select @@tx_isolation"),
     (["set session transaction read only"], "select @@tx_read_only"),
     (["/*!40101 SET sql_mode = 'ANSI' */"], "select @@sql_mode"),
+    (["set @colour = '#fff', session time_zone = '+05:00'"], "select @@time_zone"),
+    (["set @a = 'x; --', session time_zone = '+05:00'"], "select @@time_zone"),
+    (["set @a = 'it\\'s', session time_zone = '+05:00'"], "select @@time_zone"),
+    (["select 'secret' from (select 1) x where '#' = '#' into/**/@v"], "select @v"),
+    (["get diagnostics @p = row_count"], "select @p"),
+    ([f"/* {'x' * 5000} */ set @long = 1"], "select @long"),
+    ([f"select 'secret' from (select 1 a) x where a in ({'1,' * 3000}1) into @w"], "select @w"),
 ]
 
 
@@ -166,7 +173,7 @@ def test_execution_options_cost_nothing(connect: Callable[[str], Engine], name: 
 
 
 @pytest.mark.parametrize("name", MARIADB)
-@pytest.mark.parametrize(("statements", "question"), LEFTOVERS, ids=[each[0][0] for each in LEFTOVERS])
+@pytest.mark.parametrize(("statements", "question"), LEFTOVERS, ids=[each[0][0][:80] for each in LEFTOVERS])
 def test_settings_are_as_they_were(
     connect: Callable[[str], Engine], name: str, statements: list[str], question: str
 ) -> None:
