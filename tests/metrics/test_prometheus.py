@@ -152,8 +152,12 @@ def test_connections_that_housekeeping_closed_are_retired_by_cause(
     engine = make_engine(postgres.url())
     guard(engine, idle_timeout=0.1)
     fill(engine, 3)
-    wait_until(lambda: page()["wsgi_dbguard_retired_total idle_timeout"] == 3, timeout=60, what="retirement")
-    assert page()["db_client_connection_count"] == 0
+
+    def retired() -> bool:
+        told = page()
+        return told["wsgi_dbguard_retired_total idle_timeout"] == 3 and told["db_client_connection_count"] == 0
+
+    wait_until(retired, timeout=60, what="retirement")
 
 
 def test_a_database_that_is_away_is_told(page: Page, make_engine: MakeEngine) -> None:
