@@ -99,7 +99,7 @@ class _Watched:
         if self.guard is not None and self.used:
             for instrument, labels, value in read_pool(self.name, State(None, self.guard.stats(), 0, self.timeouts)):
                 if instrument.kind == "counter":
-                    final[instrument, labels] = final.get((instrument, labels), 0.0) + value
+                    final[instrument, labels] = final.get((instrument, labels), 0) + value
         self.final = final
         _changed(self.name)
 
@@ -205,7 +205,7 @@ def read(
     """The values of what `look` has seen, but for histograms."""
     if state is None:
         return dict(before)
-    values = {(each, labels): before.get((each, labels), 0.0) + value
+    values = {(each, labels): before.get((each, labels), 0) + value
               for each, labels, value in read_pool(name, state, instruments)}  # fmt: skip
     return values if instruments is not INSTRUMENTS else {**before, **values}
 
