@@ -9,6 +9,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from types import SimpleNamespace
 from typing import Any
@@ -17,12 +18,13 @@ import pytest
 from sqlalchemy import URL, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from wsgi_dbguard import guard
+from wsgi_dbguard import guard, watchdog
 from wsgi_dbguard.connecting import bound, install
 from wsgi_dbguard.lab.drivers import DRIVERS, Driver, driver_named
 from wsgi_dbguard.lab.mariadb import MariaDB
 from wsgi_dbguard.lab.postgres import PostgreSQL
 from wsgi_dbguard.lab.wire import TIMEOUT
+from wsgi_dbguard.link import Link
 
 Server = PostgreSQL | MariaDB
 Make = Callable[..., Engine]
@@ -257,3 +259,51 @@ def test_a_listener_of_the_users_has_the_last_word() -> None:
     with pytest.raises(OperationalError):
         engine.connect()
     assert seen == [10]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("driver", DRIVERS, ids=str)
+def test_sqlalchemys_own_questions_on_the_first_connection_are_bounded_too(
+    driver: Driver, server_of: Callable[..., Server], make_engine: Make
+) -> None:
+    server = server_of(driver)
+    engine = make_engine(server.url(driver.name))
+    guard(engine, connect_timeout=2.0)
+    # After the handshake, before SQLAlchemy asks for the server's version.
+    event.listen(engine, "connect", lambda connection, entry: server.pause(), insert=True, once=True)
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            try:
+                failure = thread.submit(engine.connect).exception(TIMEOUT)
+            finally:
+                server.resume()
+        assert isinstance(failure, DBAPIError)
+    finally:
+        server.resume()
+    with engine.connect() as connection:
+        assert connection.scalar(text("select 1")) == 1
+
+
+@pytest.mark.slow
+def test_what_the_guard_asks_a_new_connection_is_bounded(server_of: Callable[..., Server], make_engine: Make) -> None:
+    server = server_of(driver_named("psycopg2"))
+    engine = make_engine(server.url("psycopg2"))
+    guard(engine, ping_timeout=0.5)._variables.names = frozenset({"search_path"})
+    event.listen(engine, "connect", lambda connection, entry: server.pause(), once=True)
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            connection = thread.submit(engine.raw_connection).result(TIMEOUT)
+        finally:
+            server.resume()
+    connection.invalidate()
+
+
+def test_what_is_opened_in_time_has_no_limit_any_more(postgres: PostgreSQL, make_engine: Make) -> None:
+    engine = make_engine(postgres.url())
+    guard(engine)
+    with engine.connect():
+        assert not any(isinstance(each.action.__self__, Link) for each in _pending())
+
+
+def _pending() -> list[Any]:
+    return [each for each in watchdog._watchdog.pending.values() if hasattr(each.action, "__self__")]

@@ -9,8 +9,8 @@ Waiting is for outages that are over soon: a restart, a failover. Who comes whil
 waits for at most `hold` seconds, in the order of coming; in an older one nobody begins to wait any more, so that an
 outage that lasts does not fill the server with waiting requests. There is no thread: the first in the queue sends the
 probe. When it succeeds it wakes two others, each of which wakes two more when it is connected: nobody waits for a
-timer, and the server does not meet all of them at once. Who waits keeps its place in the pool; callers for whom the
-pool has no place left wait no longer than the others do, see `places`.
+timer, and the server does not meet all of them at once. Who waits keeps its place in the pool; when it gives up, the
+next one in the pool's own queue has it, see `places`.
 
 It works around the pool's creator, so that it is right for engines with ``creator=`` and with listeners to
 ``do_connect`` as well: both run again for each attempt.
@@ -32,11 +32,10 @@ from sqlalchemy import Engine
 from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from . import failures, registry, tally
+from . import failures, places, registry, tally
 from .config import GuardConfig
 from .errors import DatabaseUnavailable
 from .failures import Failure
-from .places import Places
 from .request import current
 
 __all__ = ["Breaker"]
@@ -65,13 +64,12 @@ class Breaker:
         self.name = name
         self.config = config
         self.opened: Callable[[float], object] | None = None  # told how many seconds it took to open a connection
-        self._places = Places(self)
         self._dialect: Callable[[], Dialect | None] = lambda: None  # of the engine whose connections it opens
         self.reset()
 
     def reset(self) -> None:
         """As in a process that has not tried yet, such as after a fork."""
-        self.lock = threading.Lock()  # nothing under it waits, or calls what may
+        self._lock = threading.Lock()  # nothing under it waits, or calls what may
         self._since: float | None = None  # when it went away, `time.monotonic()` seconds
         self._error: BaseException | None = None  # what the last attempt met
         self._probing: float | None = None  # when the probe that is on its way was sent
@@ -79,7 +77,6 @@ class Breaker:
         self._reached_at = float("-inf")
         self._failures = 0  # in a row
         self._waiters: deque[_Waiter] = deque()
-        self._places.reset()
         self.outages = 0
         self.refused = 0  # callers that were told at once, or waited in vain
         self.held = 0  # callers that waited
@@ -92,7 +89,7 @@ class Breaker:
     @property
     def waiting(self) -> int:
         """How many callers wait for the database now."""
-        return len(self._waiters) + self._places.waiting
+        return len(self._waiters)
 
     def install(self, engine: Engine) -> None:
         """Have its pool, and those that `Engine.dispose` makes of it, open their connections by way of this."""
@@ -101,11 +98,11 @@ class Breaker:
         if not hasattr(engine.pool._creator, "breaker"):
             self._dialect = weakref.ref(engine.dialect)
             engine.pool._creator = self._around(engine.pool._invoke_creator)
-            self._places.of(engine)
 
     def _around(self, create: Callable[[ConnectionPoolEntry], Any]) -> Callable[..., Any]:
         # The very signature by which SQLAlchemy knows a creator that wants its record.
         def connect(connection_record: Any = None) -> Any:
+            places.pass_on(connection_record)
             return self.connect(lambda: create(connection_record))
 
         connect.breaker = self  # type: ignore[attr-defined]
@@ -125,7 +122,7 @@ class Breaker:
         entered = monotonic()
         while True:
             if self._since is not None or self._waiters:
-                patience = self.patience() if patience is None else patience
+                patience = self._patience() if patience is None else patience
                 patience = self._admit(patience, first=again)
             began = monotonic()  # of the attempt, not of the waiting for it
             try:
@@ -146,7 +143,7 @@ class Breaker:
                     retried = True
                     continue
                 self._failed(error)
-                patience = self.patience() if patience is None else patience
+                patience = self._patience() if patience is None else patience
                 if patience <= 0 or self._is_old(entered):
                     raise
                 again = True
@@ -161,7 +158,7 @@ class Breaker:
 
     # What the callers meet
 
-    def patience(self) -> float:
+    def _patience(self) -> float:
         """For how many seconds the present caller may wait, if it has to."""
         request = current.get()
         if request is None:
@@ -176,7 +173,7 @@ class Breaker:
         `first`: it has tried already, so it goes to the front of the queue.
         """
         began = monotonic()
-        with self.lock:
+        with self._lock:
             if self._since is None and not self._waiters:
                 return patience
             if not self._waiters and self._probe_is_due(began):
@@ -193,7 +190,7 @@ class Breaker:
                 self.held += 1
                 self._waiters.append(waiter)
         if waiter is None:
-            raise self.refuse()
+            raise self._refuse()
         tally.changed(self)  # now: it may be long
         try:
             self._wait(waiter, began + patience)
@@ -211,7 +208,7 @@ class Breaker:
             DatabaseUnavailable: if `until` has come and it is not.
         """
         while True:
-            with self.lock:
+            with self._lock:
                 now = monotonic()
                 if waiter.go:
                     return
@@ -234,11 +231,11 @@ class Breaker:
                 self._leave(waiter)
                 raise
         if in_vain:
-            raise self.refuse()
+            raise self._refuse()
 
     def _leave(self, waiter: _Waiter) -> None:
         """An interrupt took `waiter` away: what it was given is for the next one."""
-        with self.lock:
+        with self._lock:
             if not waiter.go:
                 self._waiters.remove(waiter)
                 self._wake_first()
@@ -252,9 +249,9 @@ class Breaker:
     def _is_old(self, now: float) -> bool:
         return self._since is not None and now - self._since >= self.config.hold
 
-    def refuse(self) -> DatabaseUnavailable:
+    def _refuse(self) -> DatabaseUnavailable:
         """The error for a caller that is told at once, or has waited in vain."""
-        with self.lock:
+        with self._lock:
             self.refused += 1
         since, error = self._since, self._error
         unavailable = DatabaseUnavailable(None, None, error or ConnectionError("no connection could be opened"))
@@ -268,12 +265,11 @@ class Breaker:
 
     def _failed(self, error: Exception) -> None:
         now = monotonic()
-        with self.lock:
+        with self._lock:
             news = self._since is None
             if news:
                 self._since = now
                 self.outages += 1
-                self._places.watch()
             self._probing = None
             self._next_probe = now + self._pause()
             self._error = _without_frames(error)
@@ -294,9 +290,8 @@ class Breaker:
         self._reached_at = monotonic()
         if self._since is None and not self._waiters:
             return
-        with self.lock:
+        with self._lock:
             since, self._since = self._since, None
-            self._places.free()
             self._probing = None
             self._failures = 0
             self._error = None
@@ -309,7 +304,7 @@ class Breaker:
         self._release(2)
 
     def _interrupted(self) -> None:
-        with self.lock:
+        with self._lock:
             self._probing = None
             self._wake_first()
             away = self._since is not None
@@ -317,7 +312,7 @@ class Breaker:
             self._release(1)
 
     def _release(self, count: int) -> None:
-        with self.lock:
+        with self._lock:
             for _ in range(min(count, len(self._waiters))):
                 waiter = self._waiters.popleft()
                 waiter.go = True

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .deadline import Running
     from .pool import PoolGuard
     from .request import Owner
+    from .watchdog import Deadline
 
 __all__ = ["KEY", "SUSPECT", "UNKNOWN", "Link", "Retired"]
 
@@ -88,6 +89,7 @@ class Link:
         "lent",
         "local",
         "opened_at",
+        "opening",
         "owner",
         "peer",
         "pending",
@@ -112,6 +114,7 @@ class Link:
         opened_at: str = "",
         gone: Callable[[Link], None],
     ) -> None:
+        self.opening: Deadline | None = None  # while it is being opened
         self.born = time.monotonic()
         self.pid = os.getpid()  # of the process that opened it
         self.fd = sockets.fileno(connection)

@@ -41,6 +41,7 @@ from .failures import Failure
 from .link import KEY, SUSPECT, Link, Retired
 from .request import current
 from .variables import Variables
+from .watchdog import Deadline
 
 __all__ = ["PoolGuard"]
 
@@ -67,6 +68,7 @@ class PoolGuard:
         if engine.dialect.name != "sqlite" and not engine.dialect.is_async:
             event.listen(engine, "do_connect", self._before_connect)
             connecting.install(engine.dialect, lambda: self.config.connect_timeout)
+            event.listen(engine, "connect", self._on_opened, insert=True)
             event.listen(engine, "connect", self._on_connect)
             event.listen(engine, "handle_error", self._on_error)
             self.breaker.install(engine)
@@ -152,8 +154,20 @@ class PoolGuard:
         if self.config.connect_timeout is not None:
             connecting.bound(getattr(dialect, "driver", ""), args, keywords, self.config.connect_timeout)
 
+    def _on_opened(self, connection: Any, entry: ConnectionPoolEntry) -> None:
+        """Before SQLAlchemy's own questions, and the user's, which belong to the opening and to its time."""
+        link = registry.link_of(connection, entry)
+        self._tune(link)
+        if link.fd is not None and self.config.connect_timeout is not None:
+            link.opening = Deadline(self.config.connect_timeout, link.cut)
+            link.opening.__enter__()
+
     def _on_connect(self, connection: Any, entry: ConnectionPoolEntry) -> None:
-        self._adopt(registry.link_of(connection, entry))
+        link = registry.link_of(connection, entry)
+        opening, link.opening = link.opening, None
+        if opening is not None:
+            opening.__exit__()
+        self._adopt(link)
         with self._lock:
             self._counts["connects"] += 1
 
@@ -174,12 +188,15 @@ class PoolGuard:
             if first:
                 logger.warning("%s: this driver does not tell its socket; connections are checked by ping only", self)
         else:
-            sockets.tune(link.fd, keepalive=config.keepalive, user_timeout=config.user_timeout)
             link.poll = sockets.watch(link.fd)
             quirks.mend(link.connection(), link.fd)
         link.flags = flags.reader(link.connection())
         self._variables.expect(link)
         housekeeping.ensure(self)
+
+    def _tune(self, link: Link) -> None:
+        if link.fd is not None:
+            sockets.tune(link.fd, keepalive=self.config.keepalive, user_timeout=self.config.user_timeout)
 
     def _on_checkout(self, connection: Any, entry: ConnectionPoolEntry, proxy: PoolProxiedConnection) -> None:
         # The hot path: each line is paid at every checkout, see tests/benchmarks/cost.py. There is no listener at
@@ -262,6 +279,9 @@ class PoolGuard:
         try:
             link = connection.connection.info.get(KEY)
         except NotImplementedError:  # the dialect's questions on the very first connection have no pool entry
+            if request is not None:
+                failure = failures.classify(context.original_exception, connecting=True)
+                request.database_failed(failure, committing=False)
             return None
         if link is None or link.guard is not self:
             return None
@@ -307,12 +327,13 @@ class PoolGuard:
             raise self._replace("forked", link)
         if link is None or link.guard is not self:  # opened before this guard came
             link = registry.link_of(connection, entry)
+            self._tune(link)
             self._adopt(link)
             if link.born < self._condemned:
                 link.doomed = link.doomed or "condemned"
         elif not link.uses:  # fresh
             if link.changed is not None:
-                self._variables.learn(self.dialect, connection, link)
+                self._variables.learn(self.dialect, connection, link, self.config.ping_timeout)
             return link
         if link.doomed is not None:
             with self._lock:  # housekeeping may be taking it right now, or find that it came too late

@@ -18,7 +18,7 @@ __all__ = ["Trace", "place", "render", "stack"]
 
 Frame = tuple[str, int, str]  # file, line, function
 Trace = tuple[Frame, ...]  # the innermost one last, as in a traceback
-_OURS = (__package__, "sqlalchemy", "flask_sqlalchemy", "contextlib", "threading")
+_OURS = (__package__, "sqlalchemy", "flask_sqlalchemy", "django", "contextlib", "threading")
 _DEEPEST = 100  # frames; of a deeper stack the innermost
 
 

@@ -45,12 +45,12 @@ class Variables:
         if self.names:
             link.changed = set()
 
-    def learn(self, dialect: Dialect, connection: Any, link: Link) -> None:
-        """Ask a new connection; in vain: its settings are not known then. As bounded as the application's own query."""
+    def learn(self, dialect: Dialect, connection: Any, link: Link, timeout: float) -> None:
+        """Ask a new connection; in vain: its settings are not known then. After `timeout` seconds its socket is cut."""
         link.changed = None
         wanted = sorted(self.names)
         try:
-            with _autocommit(dialect, connection):
+            with Deadline(timeout, link.cut), _autocommit(dialect, connection):
                 cursor = connection.cursor()
                 link.values = (_postgresql_values if dialect.name == "postgresql" else _mysql_values)(cursor, wanted)
                 cursor.close()

@@ -1,0 +1,179 @@
+"""`wsgi-dbguard watch`: its answers, its exit codes, and what is left of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import make_url
+
+from wsgi_dbguard.cli import main
+from wsgi_dbguard.lab.postgres import PostgreSQL
+from wsgi_dbguard.lab.process import wait_until
+
+from .following import PATIENT, tables
+
+WATCH = [sys.executable, "-m", "wsgi_dbguard", "watch"]
+SECRET = "hunter2hunter2"
+
+
+def watch(url: str, *options: str, **variables: str) -> Result:
+    arguments = ["watch", url, "--seconds", "1", *options]  # one beat
+    if "--timeout" not in options:
+        arguments += ["--timeout", str(PATIENT)]
+    return CliRunner().invoke(main, arguments, env=variables)
+
+
+def of_user(postgres: PostgreSQL, user: str) -> str:
+    return make_url(postgres.url()).set(username=user).render_as_string(hide_password=False)
+
+
+def test_no_fault_is_exit_code_zero_and_leaves_nothing(postgres: PostgreSQL) -> None:
+    result = watch(postgres.url())
+    assert result.exit_code == 0, result.output
+    assert "Verdict: No fault" in result.stdout
+    assert result.stdout.count("fresh") >= 1
+    assert tables(postgres) == []
+    assert "\x1b" not in result.stdout
+
+
+def test_json_is_an_object_for_each_beat_and_one_for_the_verdict(postgres: PostgreSQL) -> None:
+    result = watch(postgres.url(), "--json", "--interval", "0.2")
+    *beats, found = map(json.loads, result.stdout.splitlines())
+    assert [beat["beat"] for beat in beats] == list(range(1, len(beats) + 1))
+    for beat in beats:
+        assert {"time", "kept", "pool", "fresh"} < set(beat)
+        assert beat["fresh"]["trouble"] is None
+        assert beat["fresh"]["uptime"] > 0
+    assert found["fault"] == "none"
+    assert found["ways"]["fresh"]["beats"] == len(beats)
+    assert found["table_left"] is None
+
+
+def test_table_is_kept_when_told(postgres: PostgreSQL) -> None:
+    result = watch(postgres.url(), "--keep", "--json")
+    *beats, found = map(json.loads, result.stdout.splitlines())
+    [name] = tables(postgres)
+    try:
+        assert found["table_left"] == name
+        assert f"DROP TABLE {name};" in result.stderr
+        [(rows,)] = postgres.query(f"select count(*) from {name}")
+        assert rows == 3 * len(beats)
+    finally:
+        postgres.query(f"drop table {name}")
+
+
+def test_read_only_makes_no_table(postgres: PostgreSQL) -> None:
+    result = watch(postgres.url(), "--read-only", "--keep")
+    assert result.exit_code == 0
+    assert "table" not in result.output
+    assert tables(postgres) == []
+
+
+def test_who_may_not_make_a_table_is_told_and_reads(postgres: PostgreSQL) -> None:
+    postgres.query("drop role if exists watcher")
+    postgres.query("create role watcher login")
+    postgres.query("revoke create on schema public from public")
+    try:
+        result = watch(of_user(postgres, "watcher"))
+    finally:
+        postgres.query("drop role watcher")
+    assert result.exit_code == 0, result.output
+    assert "no table can be made, so beats only read (permission denied" in result.stderr
+
+
+def test_server_that_takes_no_writes_is_told_and_read(postgres: PostgreSQL) -> None:
+    result = watch(postgres.url(options="-c default_transaction_read_only=on"))
+    assert result.exit_code == 0, result.output
+    assert "the server takes no writes: it is a replica, or read-only, so beats only read" in result.stderr
+
+
+def test_nobody_who_listens_is_a_server_fault(postgres: PostgreSQL) -> None:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        result = watch(f"postgresql+psycopg2://app:{SECRET}@127.0.0.1:{reserved.getsockname()[1]}/app")
+    assert result.exit_code == 1
+    assert "no connection can be opened yet, so beats only read" in result.stderr
+    assert "Verdict: Server fault" in result.stdout
+    assert "nobody listened at the address" in result.stdout
+    assert SECRET not in result.output
+    assert "app:***@127.0.0.1" in result.stderr
+
+
+def test_name_that_nobody_knows_is_a_network_fault() -> None:
+    result = watch(f"mysql+pymysql://app:{SECRET}@db.invalid/app")
+    assert result.exit_code == 1
+    assert "Verdict: Network fault" in result.stdout
+    assert "the address could not be reached" in result.stdout
+    assert SECRET not in result.output
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("sqlite:///app.db", "not for sqlite"),
+        ("nonsense", "no SQLAlchemy URL"),
+        (f"postgresql://app:{SECRET}@db:port/app", "no SQLAlchemy URL"),
+        (f"postgres://app:{SECRET}@db/app", "no such database or driver"),
+        (f"postgresql+asyncpg://app:{SECRET}@db/app", "asyncpg"),
+        (f"mysql+nothing://app:{SECRET}@db/app", "no such database or driver"),
+    ],
+)
+def test_what_cannot_be_watched_is_refused_in_a_line(url: str, told: str) -> None:
+    result = watch(url)
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert SECRET not in result.output
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_unknown_database_is_not_waited_for(postgres: PostgreSQL) -> None:
+    result = watch(make_url(postgres.url()).set(database="nowhere").render_as_string(hide_password=False))
+    assert result.exit_code == 2
+    assert 'database "nowhere" does not exist' in result.stderr
+
+
+def test_unknown_user_is_not_waited_for(postgres: PostgreSQL) -> None:
+    result = watch(of_user(postgres, "nobody_knows"))
+    assert result.exit_code == 2
+    assert "cannot connect" in result.stderr
+
+
+def test_url_may_come_from_the_environment(postgres: PostgreSQL) -> None:
+    arguments = ["watch", "--seconds", "1", "--timeout", str(PATIENT), "--read-only"]
+    result = CliRunner().invoke(main, arguments, env={"DATABASE_URL": postgres.url()})
+    assert result.exit_code == 0, result.output
+
+
+def test_url_with_the_guards_plugin(postgres: PostgreSQL) -> None:
+    result = watch(postgres.url(plugin="dbguard", dbguard_ping_after="0"))
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda each: each.name)
+def test_signal_ends_it_with_the_verdict_and_without_the_table(
+    postgres: PostgreSQL, tmp_path: Path, number: signal.Signals
+) -> None:
+    output = tmp_path / "output"
+    command = [*WATCH, postgres.url(), "--seconds", "3600", "--interval", "0.2", "--timeout", str(PATIENT)]
+    environment: dict[str, Any] = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with output.open("w") as told, subprocess.Popen(command, stdout=told, stderr=told, env=environment) as process:
+        try:
+            wait_until(lambda: output.read_text().count("fresh") > 2, timeout=120, what="the beats", interval=0.05)
+            assert len(tables(postgres)) == 1
+            process.send_signal(number)
+            assert process.wait(120) == 128 + number, output.read_text()
+        finally:
+            process.kill()
+    assert "Verdict: No fault" in output.read_text()
+    assert "Traceback" not in output.read_text()
+    assert tables(postgres) == []
