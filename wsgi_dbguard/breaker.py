@@ -191,7 +191,7 @@ class Breaker:
                 self._waiters.append(waiter)
         if waiter is None:
             raise self._refuse()
-        tally.changed()  # now: it may be long
+        tally.changed(self)  # now: it may be long
         try:
             self._wait(waiter, began + patience)
         finally:

@@ -101,6 +101,7 @@ class PoolGuard:
         self._replaced: Counter[str] = Counter()
         self._retired: Counter[str] = Counter()
         self._past_checkouts = 0  # of links that are gone
+        self._links: set[Link] = set()
         self._look_pause = _LOOK_PAUSES[0]  # for how long after a failover was seen none is looked for
         self._look_again = -_INFINITE
         self._condemned = -_INFINITE  # when all connections that there were were condemned
@@ -141,7 +142,7 @@ class PoolGuard:
 
     def links(self) -> list[Link]:
         """The connections of this pool, checked out ones and idle ones, in no order."""
-        return [link for link in list(registry.links) if link.guard is self]
+        return [link for link in list(self._links) if link.guard is self]
 
     def __repr__(self) -> str:
         stats = self.stats()
@@ -172,7 +173,10 @@ class PoolGuard:
 
     def _adopt(self, link: Link) -> None:
         config = self.config
+        if link.guard is not None:  # of another engine that has the same pool
+            link.guard._links.discard(link)
         link.guard = self
+        self._links.add(link)
         if config.max_lifetime is not None:
             # Jitter: connections that were opened together must not all be replaced together.
             link.expires = link.born + config.max_lifetime * (1 - 0.1 * random.random())
@@ -254,8 +258,9 @@ class PoolGuard:
         """The connection of `link` is being closed, or was collected. Called once for each."""
         with self._lock:
             link.doomed = link.doomed or "closed"  # by SQLAlchemy: not to be closed by housekeeping at the same time
+            self._links.discard(link)
             self._past_checkouts += link.uses
-        tally.changed()
+        tally.changed(self)
 
     def _on_error(self, context: ExceptionContext) -> OutcomeUnknown | None:
         """A statement failed. SQLAlchemy invalidates a connection that broke; its siblings are condemned here.

@@ -19,7 +19,7 @@ __all__ = ["changed", "count", "counts", "observers", "reset"]
 logger = logging.getLogger(__name__)
 
 counts: Counter[tuple[str, str]] = Counter()
-observers: list[Callable[[], object]] = []
+observers: list[Callable[[object], object]] = []
 # Reentrant: the garbage collector may close a connection, and come here, in the middle of a locked section.
 _lock = threading.RLock()
 
@@ -32,11 +32,11 @@ def count(what: str, kind: str = "", number: int = 1) -> None:
         changed()
 
 
-def changed() -> None:
-    """A count has changed, here or of a pool. Never raises."""
+def changed(source: object = None) -> None:
+    """A count has changed: of this pool's `PoolGuard` or `Breaker`; None: here, or of any pool. Never raises."""
     for observer in observers:
         try:
-            observer()
+            observer(source)
         except Exception:
             logger.exception("%r failed", observer)
 

@@ -152,8 +152,30 @@ def test_connections_that_housekeeping_closed_are_retired_by_cause(
     engine = make_engine(postgres.url())
     guard(engine, idle_timeout=0.1)
     fill(engine, 3)
-    wait_until(lambda: page()["wsgi_dbguard_retired_total idle_timeout"] == 3, timeout=60, what="retirement")
-    assert page()["db_client_connection_count"] == 0
+
+    def retired() -> bool:
+        told = page()
+        return told["wsgi_dbguard_retired_total idle_timeout"] == 3 and told["db_client_connection_count"] == 0
+
+    wait_until(retired, timeout=60, what="retirement")
+
+
+def test_another_engine_of_the_same_name_carries_the_counters_on(
+    postgres: PostgreSQL, page: Page, make_engine: MakeEngine
+) -> None:
+    for turn in range(1, 4):
+        engine = create_engine(postgres.url())
+        guard(engine)
+        engine.raw_connection().close()
+        told = page()
+        assert told["wsgi_dbguard_checkouts_total"] == told["wsgi_dbguard_connects_total"] == turn
+        assert told["db_client_connection_count"] == 1
+        engine.dispose()
+        del engine
+        gc.collect()
+        told = page()
+        assert told["wsgi_dbguard_checkouts_total"] == turn
+        assert told["db_client_connection_count"] == told["db_client_connection_idle_max"] == 0
 
 
 def test_a_database_that_is_away_is_told(page: Page, make_engine: MakeEngine) -> None:

@@ -105,6 +105,53 @@ def test_a_forked_child_has_none_and_its_parent_keeps_its_own(where: Path, start
     mine.close()
 
 
+def test_who_looks_for_the_dead_and_who_takes_a_number_in_the_same_process_disturb_each_other_never(
+    where: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget, taken = slots._forget_gauges, []
+
+    def interrupted(directory: Path, number: int) -> None:
+        monkeypatch.undo()
+        taken.append(slots.Slot(where))
+        forget(directory, number)
+
+    dead, _ = start()
+    dead.kill()
+    dead.wait()
+    monkeypatch.setattr(slots, "_forget_gauges", interrupted)
+    slots.reap(where)
+    slots.reap(where)
+    (mine,) = taken
+    assert mine.number == 1
+    assert [start()[1] for _ in range(2)] == [0, 2]  # it still has its lock
+    mine.close()
+
+
+def test_another_users_number_is_passed_over(where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (where / "dbguard-0.lock").touch()
+    really_open = os.open
+
+    def refuse(path: Path, *arguments: int) -> int:
+        if path.name in refused:
+            raise PermissionError(path)
+        return really_open(path, *arguments)
+
+    refused = {"dbguard-0.lock"}
+    monkeypatch.setattr(os, "open", refuse)
+    slot = slots.Slot(where)
+    assert slot.number == 1
+    slot.close()
+    (where / "gauge_livesum_dbguard-0.db").touch()
+    slots.reap(where)
+    assert gauges(where) == {"gauge_livesum_dbguard-0.db"}
+    # A directory that may not be written is told.
+    refused.add("dbguard-2.lock")
+    held = slots.Slot(where)
+    with pytest.raises(PermissionError):
+        slots.Slot(where)
+    held.close()
+
+
 def test_gunicorns_child_exit_removes_the_gauges_of_that_worker_and_of_no_other(where: Path, start: Start) -> None:
     (first, _), _ = start(), start()
     first.kill()

@@ -130,6 +130,9 @@ def work(number):
 
 threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
 for each in threads: each.start()
+# Not while they connect: a child that is forked in the middle of that may hang in libpq, without metrics as well.
+while not all(counts):
+    time.sleep(0.01)
 for _ in range(20):
     child = os.fork()
     if not child:
@@ -146,6 +149,129 @@ print("counted", sum(counts))
     text, _, counted = run_python(program, postgres.url(), PROMETHEUS_MULTIPROC_DIR=str(tmp_path)).partition("counted ")
     assert parse(text)["wsgi_dbguard_checkouts_total"] == int(counted) + 20
     assert len(list(tmp_path.glob("*.lock"))) == 2
+
+
+def test_another_engine_of_the_same_name_carries_the_counters_on_and_gauges_of_a_dropped_one_are_0(
+    run_python: RunPython, parse: Parse, postgres: PostgreSQL, tmp_path: Path
+) -> None:
+    program = (
+        SETUP
+        + """
+def use(engine):
+    guard(engine)
+    first, second = engine.raw_connection(), engine.raw_connection()
+    first.close(), second.close()
+
+for _ in range(3):
+    del engine
+    gc.collect()
+    engine = create_engine(sys.argv[1])
+    use(engine)
+if sys.argv[2] == "drop":
+    del engine
+    gc.collect()
+page()
+"""
+    )
+    for turn, (what, connections) in enumerate([("drop", 0), ("keep", 2)], 1):
+        told = parse(run_python(program, postgres.url(), what, PROMETHEUS_MULTIPROC_DIR=str(tmp_path)))
+        assert told["wsgi_dbguard_checkouts_total"] == told["db_client_connection_wait_time_seconds_count"] == 6 * turn
+        assert told["wsgi_dbguard_connects_total"] == 6 * turn
+        assert told["db_client_connection_count idle"] == told["db_client_connection_count"] == connections
+        assert told["db_client_connection_idle_max"] == 5 * bool(connections)
+
+
+def test_a_checkout_looks_at_its_own_pool_only(run_python: RunPython, postgres: PostgreSQL, tmp_path: Path) -> None:
+    program = (
+        SETUP
+        + """
+from wsgi_dbguard.pool import PoolGuard
+engines = [create_engine(sys.argv[1]) for _ in range(3)]
+for each in engines:
+    guard(each)
+    each.raw_connection().close()
+asked = set()
+stats, PoolGuard.stats = PoolGuard.stats, lambda self: (asked.add(self), stats(self))[1]
+engines[1].raw_connection().close()
+engines[1].dispose()
+print(asked == {guard(engines[1])}, len(guard(engines[0]).links()))
+"""
+    )
+    assert run_python(program, postgres.url(), PROMETHEUS_MULTIPROC_DIR=str(tmp_path)) == "True 1\n"
+
+
+def test_a_full_filesystem_costs_no_checkout_and_one_warning(
+    run_python: RunPython, postgres: PostgreSQL, tmp_path: Path
+) -> None:
+    program = (
+        SETUP
+        + """
+import errno
+logging.disable(logging.NOTSET)
+logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(name)s")
+allocated = []
+allocate = os.posix_fallocate
+
+def full(descriptor, start, length):
+    allocated.append(length)
+    if len(allocated) > int(sys.argv[2]):
+        raise OSError(errno.ENOSPC, "full")
+    allocate(descriptor, start, length)
+
+os.posix_fallocate = full
+for _ in range(3):
+    engine.raw_connection().close()
+engines = [create_engine(sys.argv[1], pool_logging_name=f"{number:04}" * 100) for number in range(int(sys.argv[3]))]
+for each in engines:
+    guard(each)
+    each.raw_connection().close()
+files = os.listdir(sys.argv[4])
+print(guard(engine).stats()["checkouts"], [each for each in files if each.endswith(".new") or "gauge" in each])
+"""
+    )
+    # New files, and one that is to become longer.
+    for rooms, engines in ((0, 0), (1, 0), (3, 10)):
+        directory = tmp_path / str(rooms)
+        directory.mkdir()
+        arguments = (postgres.url(), str(rooms), str(engines), str(directory))
+        told = run_python(program, *arguments, PROMETHEUS_MULTIPROC_DIR=str(directory))
+        assert told == "WARNING wsgi_dbguard.metrics.prometheus\n3 []\n"
+
+
+def test_files_that_are_longer_than_one_room_are_read_and_carried_on(
+    run_python: RunPython, parse: Parse, postgres: PostgreSQL, tmp_path: Path
+) -> None:
+    program = (
+        SETUP
+        + """
+for number in range(10):
+    engine = create_engine(sys.argv[1], pool_logging_name=f"{number:04}" * 100)
+    guard(engine)
+    engine.raw_connection().close()
+page()
+"""
+    )
+    for turn in (1, 2):
+        told = parse(run_python(program, postgres.url(), PROMETHEUS_MULTIPROC_DIR=str(tmp_path)))
+        assert told["wsgi_dbguard_checkouts_total"] == 10 * turn
+    for each in tmp_path.glob("*.db"):
+        assert each.stat().st_blocks * 512 >= each.stat().st_size  # no holes
+    assert max(each.stat().st_size for each in tmp_path.glob("*.db")) > 1 << 16
+
+
+def test_a_page_is_told_beside_a_file_that_has_no_size_yet(
+    run_python: RunPython, postgres: PostgreSQL, tmp_path: Path
+) -> None:
+    program = (
+        SETUP
+        + """
+engine.raw_connection().close()
+open(os.environ["PROMETHEUS_MULTIPROC_DIR"] + "/counter_1.db", "w").close()
+page = prometheus.application({"REQUEST_METHOD": "GET", "PATH_INFO": "/", "QUERY_STRING": ""}, lambda *answer: None)
+print(b"wsgi_dbguard_checkouts_total" in b"".join(page))
+"""
+    )
+    assert run_python(program, postgres.url(), PROMETHEUS_MULTIPROC_DIR=str(tmp_path)) == "True\n"
 
 
 def test_a_directory_that_is_gone_costs_no_checkout(

@@ -39,7 +39,8 @@ Values = Mapping[tuple[str, ...], float | None]
 class State:
     """What is known of one pool at one moment."""
 
-    pool: Pool
+    pool: Pool | None
+    """None: it is gone."""
     stats: Mapping[str, Any]
     pending: int
     """Callers that are in the pool's `connect()`."""
@@ -81,13 +82,13 @@ Reading = tuple[Instrument, tuple[str, ...], float]
 """An instrument, the values of its `labels`, and its value."""
 
 
-def _idle_max(pool: Pool) -> int | None:
+def _idle_max(pool: Pool | None) -> int | None:
     if isinstance(pool, QueuePool | SingletonThreadPool):
         return pool.size() if isinstance(pool, QueuePool) else pool.size
     return 1 if isinstance(pool, StaticPool) else 0 if isinstance(pool, NullPool) else None
 
 
-def _max(pool: Pool) -> int | None:
+def _max(pool: Pool | None) -> int | None:
     if isinstance(pool, QueuePool):
         size, overflow = pool.size(), pool._max_overflow  # there is no public name
         return size + overflow if size > 0 and overflow >= 0 else None  # None: no limit

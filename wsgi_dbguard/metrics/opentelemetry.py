@@ -89,7 +89,7 @@ class _Exporter:
             with suppress(RuntimeError):  # out of threads, or the interpreter ends
                 _thread.start_new_thread(self._record, ())
 
-    def changed(self) -> None:
+    def changed(self, pool: str | None) -> None:
         """Nothing: values are read when somebody asks."""
 
     def _record(self, patience: float = 0.0) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from time import monotonic
 from typing import Any, Protocol
 
@@ -30,9 +30,22 @@ from wsgi_dbguard.guards import guard_of
 from wsgi_dbguard.link import KEY
 from wsgi_dbguard.pool import PoolGuard
 
-from .instruments import CREATE_TIME, USE_TIME, WAIT_TIME, Instrument, Reading, State, read_pool, read_process
+from .instruments import (
+    CREATE_TIME,
+    INSTRUMENTS,
+    USE_TIME,
+    WAIT_TIME,
+    Instrument,
+    Reading,
+    State,
+    read_pool,
+    read_process,
+)  # fmt: skip
 
-__all__ = ["Recorder", "readings", "states", "unwatch", "watch"]
+__all__ = ["Counts", "Recorder", "look", "names", "read", "readings", "unwatch", "watch"]
+
+Counts = Mapping[tuple[Instrument, tuple[str, ...]], float]
+"""By instrument and the values of its `labels`."""
 
 
 class Recorder(Protocol):
@@ -41,23 +54,35 @@ class Recorder(Protocol):
     def note(self, instrument: Instrument, pool: str, seconds: float) -> None:
         """It took so long."""
 
-    def changed(self) -> None:
-        """Values have changed."""
+    def changed(self, pool: str | None) -> None:
+        """Values of this pool have changed; None: of any, or such as belong to none."""
 
     def reset(self) -> None:
         """This is a new process, forked from the one that all notes so far are of."""
 
 
 class _Watched:
-    """One engine's pool, and those that `Engine.dispose` makes of it."""
+    """One engine's pool, and those that `Engine.dispose` makes of it.
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = weakref.ref(engine)
-        self.name = _name(engine)
+    before: the counters of earlier engines that had its name, which are gone. final: with its own, when it is gone.
+    """
+
+    def __init__(self, engine: Engine, name: str, before: Counts) -> None:
+        self.engine = weakref.ref(engine, self.end)
+        self.name = name
+        self.before = before
+        self.final: Counts | None = None
         self.guard: PoolGuard | None = None  # as soon as it is known to have one
-        self.reset()
+        self._forget()
 
     def reset(self) -> None:
+        """In a forked child."""
+        self.before = {}
+        if self.final is not None:
+            self.final = {}
+        self._forget()
+
+    def _forget(self) -> None:
         self.used = False
         self.waiting: set[object] = set()  # a token for each caller that is in connect()
         self.timeouts = 0
@@ -67,6 +92,16 @@ class _Watched:
         if engine is None or self.guard is None or not self.used:
             return None
         return State(engine.pool, self.guard.stats(), len(self.waiting), self.timeouts)
+
+    def end(self, engine: object) -> None:
+        """The engine was collected: its counters are for the next one of that name, its gauges are for nobody."""
+        final = dict(self.before)
+        if self.guard is not None and self.used:
+            for instrument, labels, value in read_pool(self.name, State(None, self.guard.stats(), 0, self.timeouts)):
+                if instrument.kind == "counter":
+                    final[instrument, labels] = final.get((instrument, labels), 0) + value
+        self.final = final
+        _changed(self.name)
 
     def begin(self) -> object:
         """Somebody wants a connection."""
@@ -90,7 +125,7 @@ class _Watched:
             token = self.begin()
             began = monotonic()
             if _is_exhausted(pool):
-                _changed()  # now: it may be long
+                _changed(self.name)  # now: it may be long
             try:
                 proxy = connect(pool)
                 _note(WAIT_TIME, self.name, monotonic() - began)
@@ -101,7 +136,7 @@ class _Watched:
                 raise
             finally:
                 self.waiting.discard(token)
-                _changed()
+                _changed(self.name)
 
         return observed
 
@@ -110,14 +145,15 @@ class _Watched:
         # Those of the parent are given back as well, in the middle of a fork.
         if link is not None and link.pid == os.getpid() and self.guard is not None and not self.guard.shares:
             _note(USE_TIME, self.name, monotonic() - link.used)
-        _changed()
+        _changed(self.name)
 
     def on_dispose(self, engine: Engine) -> None:
         engine.pool.connect = self.timed(engine.pool)  # type: ignore[method-assign]
 
 
 _recorders: list[Recorder] = []
-_watched: weakref.WeakKeyDictionary[Dialect, _Watched] = weakref.WeakKeyDictionary()  # of an engine and its copies
+_watched: dict[str, _Watched] = {}  # by name
+_dialects: weakref.WeakSet[Dialect] = weakref.WeakSet()  # of those that are watched: an engine and its copies have one
 _highest: dict[tuple[Instrument, tuple[str, ...]], float] = {}
 _lock = threading.RLock()  # the garbage collector may come here in the middle of a locked section
 
@@ -137,22 +173,41 @@ def unwatch(recorder: Recorder) -> None:
         for each in list(_watched.values()):
             _detach(each)
         _watched.clear()
+        _dialects.clear()
         _highest.clear()
 
 
 def readings() -> Iterator[Reading]:
     """The present value of every instrument but the histograms. No counter is less than it was before."""
     yield from map(_not_less, read_process())
-    for name, state in states():
-        yield from map(_not_less, read_pool(name, state))
+    for name in names():
+        for (instrument, labels), value in read(name, *look(name)).items():
+            yield _not_less((instrument, labels, value))
 
 
-def states() -> Iterator[tuple[str, State]]:
-    """The pools of this process that it uses, by name."""
-    for each in list(_watched.values()):
-        state = each.state()
-        if state is not None:
-            yield each.name, state
+def names() -> list[str]:
+    """Of all pools that there are, or were."""
+    return list(_watched)
+
+
+def look(name: str) -> tuple[State | None, Counts]:
+    """The pool of that name, if there is one and this process uses it; and the counters of those that are gone."""
+    each = _watched.get(name)
+    if each is None:
+        return None, {}
+    state, final = each.state(), each.final
+    return (state, each.before) if final is None else (None, final)
+
+
+def read(
+    name: str, state: State | None, before: Counts, instruments: Iterable[Instrument] = INSTRUMENTS
+) -> dict[tuple[Instrument, tuple[str, ...]], float]:
+    """The values of what `look` has seen, but for histograms."""
+    if state is None:
+        return dict(before)
+    values = {(each, labels): before.get((each, labels), 0) + value
+              for each, labels, value in read_pool(name, state, instruments)}  # fmt: skip
+    return values if instruments is not INSTRUMENTS else {**before, **values}
 
 
 def _not_less(reading: Reading) -> Reading:
@@ -170,17 +225,32 @@ def _note(instrument: Instrument, pool: str, seconds: float) -> None:
         recorder.note(instrument, pool, seconds)
 
 
-def _changed() -> None:
+def _changed(pool: str | None) -> None:
     if os.getpid() != fork.pid:  # not noticed yet, or about to be: nothing may be written in the parent's name
         return
     for recorder in _recorders:
-        recorder.changed()
+        recorder.changed(pool)
+
+
+def _tallied(source: object) -> None:
+    if source is not None:
+        for each in list(_watched.values()):
+            if each.guard is not None and (source is each.guard or source is each.guard.breaker):
+                _changed(each.name)
+                return
+    _changed(None)
 
 
 def _attach(engine: Engine) -> None:
-    if engine.dialect.name == "sqlite" or engine.dialect.is_async or engine.dialect in _watched:
+    if engine.dialect.name == "sqlite" or engine.dialect.is_async:
         return
-    watched = _watched[engine.dialect] = _Watched(engine)
+    with _lock:
+        if engine.dialect in _dialects:
+            return
+        _dialects.add(engine.dialect)
+        name = _name(engine)
+        _, before = look(name)
+        watched = _watched[name] = _Watched(engine, name, before)
     watched.on_dispose(engine)
     event.listen(engine, "engine_disposed", watched.on_dispose)
     event.listen(engine, "checkin", watched.on_checkin)
@@ -209,7 +279,7 @@ def _name(engine: Engine) -> str:
     url = engine.url
     address = f"{url.host or ''}{'' if url.port is None else f':{url.port}'}"
     name = base = engine.pool.logging_name or f"{address}/{url.database or ''}"
-    taken = {each.name for each in list(_watched.values())}
+    taken = {each.name for each in list(_watched.values()) if each.final is None}
     number = 1
     while name in taken:
         number += 1
@@ -228,4 +298,4 @@ def _after_fork() -> None:
 
 
 fork.on_fork(_after_fork)
-tally.observers.append(_changed)
+tally.observers.append(_tallied)

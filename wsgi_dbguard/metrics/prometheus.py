@@ -22,9 +22,12 @@ another worker begins.
 from __future__ import annotations
 
 import logging
+import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +35,8 @@ from typing import TYPE_CHECKING, Any
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+    from prometheus_client.mmap_dict import mmap_key
     from prometheus_client.multiprocess import MultiProcessCollector
-    from prometheus_client.values import MultiProcessValue
 except ImportError as error:
     raise ImportError(
         "wsgi_dbguard.metrics.prometheus needs prometheus-client: pip install 'wsgi-dbguard[prometheus]'"
@@ -42,8 +45,9 @@ except ImportError as error:
 from wsgi_dbguard import tally
 
 from . import pools, slots
+from .files import File
 from .histograms import Histograms
-from .instruments import BOUNDARIES, INSTRUMENTS, LIVELY, Instrument, read_pool, read_process
+from .instruments import BOUNDARIES, INSTRUMENTS, LIVELY, Instrument, State, read_process
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -54,6 +58,7 @@ __all__ = ["application", "install", "metric_name", "uninstall"]
 logger = logging.getLogger(__name__)
 
 _BOUNDS = tuple("+Inf" if each == inf else repr(each) for each in (*BOUNDARIES, inf))
+_PAUSES = (0.001, 0.01, 0.1)  # seconds, before a page is read again
 _SUFFIX = {"counter": "_total", "updowncounter": "", "histogram": "_seconds"}
 
 
@@ -118,7 +123,7 @@ class _OfOneProcess:
     def note(self, instrument: Instrument, pool: str, seconds: float) -> None:
         self._histograms.note(instrument, pool, seconds)
 
-    def changed(self) -> None:
+    def changed(self, pool: str | None) -> None:
         self._histograms.settle()
 
     def reset(self) -> None:
@@ -166,16 +171,16 @@ class _OfSeveral:
 
     def _renew(self) -> None:
         self._lock = threading.Lock()
-        self._dirty = False
+        self._todo: set[str | None] = set()  # pools whose values have changed, None: all
+        self._files: dict[str, File] = {}
         self._values: dict[tuple[Instrument, tuple[str, ...], int], _Value] = {}
-        self._settled: dict[str, dict[str, Any]] = {}  # as it was written last
+        self._settled: dict[str, object] = {}  # as it was written last
         self._tally: Counter[tuple[str, str]] | None = None
-        self._make: Any = None
 
     def registry(self) -> CollectorRegistry:
         slots.reap(self._directory)
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, path=str(self._directory))  # type: ignore[no-untyped-call]
+        _Collector(registry, path=str(self._directory))  # type: ignore[no-untyped-call]
         return registry
 
     def note(self, instrument: Instrument, pool: str, seconds: float) -> None:
@@ -185,36 +190,41 @@ class _OfSeveral:
         slot, self._slot = self._slot, None
         if slot is not None:
             slot.close()
+        for file in self._files.values():
+            file.close()
         self._histograms.reset()
         self._renew()
 
     def close(self) -> None:
-        self.reset()
+        with self._lock:
+            self._failed = True
+            self.reset()
 
-    def changed(self) -> None:
+    def changed(self, pool: str | None) -> None:
         """Write what has changed, or leave that to the one who is at it (see `Histograms`)."""
-        self._dirty = True
-        while self._dirty and self._lock.acquire(blocking=False):
+        self._todo.add(pool)
+        while self._todo and self._lock.acquire(blocking=False):
             try:
-                self._dirty = False
-                if not self._failed:
-                    self._write()
-            except Exception:  # such as a directory that was removed: no reason to refuse a connection
+                while self._todo:
+                    name = self._todo.pop()
+                    if not self._failed:
+                        self._write(pools.names() if name is None else [name])
+            except Exception as error:  # such as a directory that was removed: no reason to refuse a connection
                 self._failed = True
-                logger.exception("metrics of this process are not written any more")
+                logger.warning(
+                    "metrics of this process are not written any more: %r", error,
+                    exc_info=not isinstance(error, OSError),
+                )  # fmt: skip
+                with suppress(OSError):
+                    slots.forget_gauges(self._slot)
             finally:
                 self._lock.release()
 
-    def _write(self) -> None:
+    def _write(self, names: Iterable[str]) -> None:
         if self._slot is None:
             self._slot = slots.Slot(self._directory)
-            self._make = MultiProcessValue(lambda name=self._slot.name: name)  # type: ignore[no-untyped-call]
-        for name, state in pools.states():
-            settled = state.settled
-            instruments = LIVELY if settled == self._settled.get(name) else INSTRUMENTS
-            self._settled[name] = settled
-            for instrument, labels, number in read_pool(name, state, instruments):
-                self._set(instrument, labels, 0, number)
+        for name in names:
+            self._write_pool(name, *pools.look(name))
         if tally.counts != self._tally:
             self._tally = tally.counts.copy()
             for instrument, labels, number in read_process():
@@ -222,19 +232,32 @@ class _OfSeveral:
         for instrument, pool, part, number in self._histograms.news():
             self._set(instrument, (pool,), part, number)
 
+    def _write_pool(self, name: str, state: State | None, before: pools.Counts) -> None:
+        settled = (None if state is None else state.settled, before)
+        known = self._settled.get(name)
+        self._settled[name] = settled
+        for (instrument, labels), number in pools.read(
+            name, state, before, LIVELY if settled == known else INSTRUMENTS
+        ).items():
+            self._set(instrument, labels, 0, number)
+        if state is None and settled != known:
+            for instrument, labels, _ in list(self._values):
+                if instrument.kind == "updowncounter" and instrument.of_pool is not None and labels[0] == name:
+                    self._set(instrument, labels, 0, 0)
+
     def _set(self, instrument: Instrument, labels: tuple[str, ...], part: int, number: float) -> None:
         value = self._values.get((instrument, labels, part))
         if value is None:
-            value = self._values[instrument, labels, part] = _Value(self._open(instrument, labels, part))
+            value = self._values[instrument, labels, part] = _Value(*self._place(instrument, labels, part))
         # A connection that is just being closed may be missing from a count for a moment.
         if number > value.number or (number < value.number and instrument.kind == "updowncounter"):
             value.number = number
-            value.file.set(value.base + number)
+            value.file.set(value.key, value.base + number)
 
-    def _open(self, instrument: Instrument, labels: tuple[str, ...], part: int) -> Any:
-        """The place in the files: of a histogram that of a bucket, or after these that of the sum."""
+    def _place(self, instrument: Instrument, labels: tuple[str, ...], part: int) -> tuple[File, str]:
+        """The file and the key in it: of a histogram that of a bucket, or after these that of the sum."""
         family, names = _translated(instrument.name), _label_names(instrument)
-        name, kind, mode = metric_name(instrument), str(instrument.kind), ""
+        name, kind = metric_name(instrument), str(instrument.kind)
         if kind == "histogram":
             family = name
             if part < len(_BOUNDS):
@@ -242,19 +265,43 @@ class _OfSeveral:
             else:
                 name = f"{name}_sum"
         elif kind == "updowncounter":
-            kind, mode = "gauge", "livesum"
-        return self._make(kind, family, name, names, labels, instrument.description, multiprocess_mode=mode)
+            kind = "gauge_livesum"
+        file = self._files.get(kind)
+        if file is None:
+            assert self._slot is not None
+            file = self._files[kind] = File(self._directory / f"{kind}_{self._slot.name}.db")
+        return file, mmap_key(family, name, names, list(labels), instrument.description)
 
 
 class _Value:
     """A number in a file: ours, and under it what another process that is gone has left there."""
 
-    __slots__ = ("base", "file", "number")
+    __slots__ = ("base", "file", "key", "number")
 
-    def __init__(self, file: Any) -> None:
-        self.file = file
-        self.base: float = file.get()
+    def __init__(self, file: File, key: str) -> None:
+        self.file, self.key = file, key
+        self.base = file.get(key)
         self.number = 0.0
+
+
+class _Collector(MultiProcessCollector):
+    """Reads again what the application's own metrics were just about to make: prometheus-client sizes a file later."""
+
+    def collect(self) -> Iterable[Metric]:
+        for pause in _PAUSES:
+            with suppress(struct.error, ValueError, RuntimeError, FileNotFoundError):
+                return self._read()
+            time.sleep(pause)
+        return self._read()
+
+    def _read(self) -> Iterable[Metric]:
+        files = []
+        for each in Path(self._path).glob("*.db"):
+            with suppress(FileNotFoundError):
+                if each.stat().st_size:
+                    files.append(str(each))
+        merged: Iterable[Metric] = self.merge(files)  # type: ignore[no-untyped-call]
+        return merged
 
 
 _installed: _OfOneProcess | _OfSeveral | None = None

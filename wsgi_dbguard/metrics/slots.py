@@ -16,7 +16,7 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
-__all__ = ["Slot", "directory", "mark_process_dead", "reap"]
+__all__ = ["Slot", "directory", "forget_gauges", "mark_process_dead", "reap"]
 
 
 def directory() -> Path | None:
@@ -34,15 +34,12 @@ class Slot:
 
     def __init__(self, where: Path) -> None:
         self.where = where
+        self._pid = os.getpid()
         for number in count():
-            if _is_ours(where, number):
-                continue
-            descriptor = os.open(_lock_file(where, number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            if _lock(descriptor):
+            descriptor = _take(where, number, os.O_CREAT)
+            if descriptor is not None:
+                self.number, self._descriptor = number, descriptor
                 break
-            os.close(descriptor)
-        self.number, self._descriptor, self._pid = number, descriptor, os.getpid()
-        _ours.add((where, number, self._pid))
         _forget_gauges(where, number)  # of the one who had it before
 
     @property
@@ -55,32 +52,51 @@ class Slot:
         if self._pid == os.getpid():
             _forget_gauges(self.where, self.number)
         os.close(self._descriptor)
-        _ours.discard((self.where, self.number, self._pid))
+        _ours.pop((self.where, self.number, self._pid), None)
 
 
-_ours: set[tuple[Path, int, int]] = set()  # directory, number, pid
+# By directory, number and pid: whose lock it is, or whoever asks for it just now.
+_ours: dict[tuple[Path, int, int], object] = {}
 
 
-def _is_ours(where: Path, number: int) -> bool:
-    # To open its file and close it again would give up the lock.
-    return (where, number, os.getpid()) in _ours
+def _take(where: Path, number: int, flags: int = 0) -> int | None:
+    """The locked descriptor of a number; None if somebody else has it, here or elsewhere, or it is another user's.
+
+    Nobody in this process opens a file that somebody else in it has open: to close it would give up the other's lock.
+    Without a lock of our own, since the garbage collector may come here in the middle of this.
+    """
+    key, mine = (where, number, os.getpid()), object()
+    if _ours.setdefault(key, mine) is not mine:
+        return None
+    file = where / f"dbguard-{number}.lock"
+    taken = False
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC | flags, 0o666)
+        taken = _lock(descriptor)
+        if not taken:
+            os.close(descriptor)
+        return descriptor if taken else None
+    except PermissionError:
+        if not file.exists():  # it is the directory that may not be written
+            raise
+        return None
+    finally:
+        if not taken:
+            _ours.pop(key, None)
 
 
 def reap(where: Path) -> None:
     """Remove the gauges of processes that are dead."""
     for file in where.glob("gauge_live*_dbguard-*.db"):
         number = int(file.stem.rpartition("-")[2])
-        if _is_ours(where, number):
-            continue
-        try:
-            descriptor = os.open(_lock_file(where, number), os.O_RDWR | os.O_CLOEXEC)
-        except OSError:  # another user's
-            continue
-        try:
-            if _lock(descriptor):
-                _forget_gauges(where, number)
-        finally:
-            os.close(descriptor)
+        with suppress(OSError):  # gone, or another user's
+            descriptor = _take(where, number)
+            if descriptor is not None:
+                try:
+                    _forget_gauges(where, number)
+                finally:
+                    os.close(descriptor)
+                    _ours.pop((where, number, os.getpid()), None)
 
 
 def mark_process_dead(pid: int | None = None) -> None:
@@ -101,16 +117,18 @@ def mark_process_dead(pid: int | None = None) -> None:
         reap(where)
 
 
-def _lock_file(where: Path, number: int) -> Path:
-    return where / f"dbguard-{number}.lock"
-
-
 def _lock(descriptor: int) -> bool:
     # A POSIX lock: a forked child does not have it, and it does not outlive the process in one.
     with suppress(OSError):
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     return False
+
+
+def forget_gauges(slot: Slot | None) -> None:
+    """Of this process, which writes them no more."""
+    if slot is not None:
+        _forget_gauges(slot.where, slot.number)
 
 
 def _forget_gauges(where: Path, number: int) -> None:
