@@ -91,6 +91,41 @@ def test_passwords_are_in_no_output(site: Path, doctor: Callable[..., Result]) -
     assert "hunter2" not in result.output
 
 
+IN_ARGUMENTS = f"""
+import threading
+from sqlalchemy import create_engine
+url = "postgresql+psycopg2://"
+dsn = create_engine(url + "/?dsn=host%3D127.0.0.1+port%3D1+user%3Dapp+password%3D{PASSWORD}")
+options = create_engine(url + "app@127.0.0.1:1/x?options=-c+app.password%3Dother-{PASSWORD}")
+threading.Thread(target=threading.Event().wait, name="pool " + url + "app:{PASSWORD}@db", daemon=True).start()
+{BARE}
+"""
+LOADED = """
+import os
+os.environ["DB_PASSWORD"] = "hunter2 from a file"
+print("logging in with", os.environ["DB_PASSWORD"], os.environ.get("SHOP_PASSWORD"))
+raise RuntimeError(os.environ["DB_PASSWORD"])
+"""
+BY_URL = "import os\nprint(os.environ['DATABASE_URL'])\nraise RuntimeError(os.environ['DATABASE_URL'])\n"
+
+
+@pytest.mark.parametrize("source", [IN_ARGUMENTS, LOADED, BY_URL], ids=["arguments", "loaded", "url"])
+@pytest.mark.parametrize("server", ["gunicorn", "uwsgi", ""])
+def test_passwords_are_hidden_wherever_they_come_from(
+    source: str, server: str, site: Path, doctor: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", 'postgresql://app:it\'s hunter2 "secret"@127.0.0.1:1/app')
+    (site / "wsgi.py").write_text(source)
+    (site / "gunicorn").write_text('raw_env = ["SHOP_PASSWORD=hunter2-in-raw-env"]\n')
+    (site / "uwsgi").write_text("[uwsgi]\nenv = SHOP_PASSWORD=hunter2-in-env\n")
+    configuration = [f"--{server}", f"./{server}"] if server else []
+    for form in ([], ["--json"]):
+        result = doctor("wsgi", *configuration, *form)
+        assert "hunter2" not in result.output
+        assert "secret" not in result.output
+        assert "***" in result.output
+
+
 def test_a_database_that_cannot_be_reached_is_a_finding(site: Path, doctor: Callable[..., Result]) -> None:
     guarded = f"{UNREACHABLE}\nfrom wsgi_dbguard import DBGuard\napplication = DBGuard(application, hold=30)\n"
     (site / "wsgi.py").write_text(guarded)

@@ -26,6 +26,7 @@ from wsgi_dbguard import guards
 
 from . import database, gunicorn, ini, lines, loading, observing, uwsgi
 from .facts import AppFacts, DatabaseFacts, encode
+from .secrets import in_variable, passwords_in
 from .watching import Watch
 
 __all__ = ["main"]
@@ -65,13 +66,21 @@ def _write(descriptor: int, line: bytes) -> None:
 
 
 def _run(order: dict[str, Any], tell: Callable[[str, Any], None]) -> None:
-    watch = Watch(lambda *passwords: tell("secrets", [_text(each) for each in passwords if each]))
+    watch = Watch(lambda *passwords: _tell_secrets(tell, passwords))
+    secrets = {found for name, value in os.environ.items() for found in in_variable(name, value)}
+    tell("secrets", sorted(secrets | passwords_in(str(order["target"]))))
     application, target = _load(order, tell)
     facts = observing.observe(application, target, watch)
     tell("app", encode(facts))
     if order["database"]:
         _ask(facts, observing.living_engines(watch), order["patience"], tell)
     tell("done", None)
+
+
+def _tell_secrets(tell: Callable[[str, Any], None], passwords: tuple[object, ...]) -> None:
+    known = [_text(each) for each in passwords if each]
+    if known:
+        tell("secrets", known)
 
 
 def _text(password: object) -> str:

@@ -188,4 +188,8 @@ def decode(cls: type[T], values: dict[str, Any]) -> T:
 def _value(hint: Any, value: Any) -> Any:
     if get_origin(hint) is list and is_dataclass(item := get_args(hint)[0]):
         return [decode(item, each) for each in value]  # type: ignore[arg-type]
+    if isinstance(value, dict):
+        for each in (hint, *get_args(hint)):  # of X | None the X
+            if isinstance(each, type) and is_dataclass(each):
+                return decode(each, value)
     return value

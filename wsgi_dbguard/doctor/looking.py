@@ -5,7 +5,7 @@ own that is killed at the end with all that it started. What it prints is kept, 
 
 Example::
 
-    facts = look(Order(target="wsgi:application", server="gunicorn", file="gunicorn.conf.py"))
+    facts, secrets = look(Order(target="wsgi:application", server="gunicorn", file="gunicorn.conf.py"))
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
 from .facts import AppFacts, DatabaseFacts, Facts, ServerFacts, decode
-from .secrets import Secrets
+from .secrets import Secrets, passwords_in
 
 __all__ = ["CannotLook", "Order", "look"]
 
@@ -73,34 +73,33 @@ class _Told:
                 self.step = content
             case "server":
                 self.server = decode(ServerFacts, content)
-                self.server.target = self.secrets.hide(self.server.target)
             case "app":
                 self.app, self.step = decode(AppFacts, content), "database"
-                self.app.target = self.secrets.hide(self.app.target)  # a factory's arguments may hold a URL
             case "database":
                 facts = decode(DatabaseFacts, content)
-                facts.error = self.secrets.hide(facts.error)
                 self.databases.setdefault(facts.engine, facts)
             case "failed":
-                self.failed = self.secrets.hide(content["text"])
+                self.failed = content["text"]
             case "raised":
                 self.step = content["step"]
-                self.failed = self.secrets.hide(content["error"])
-                self.traceback = self.secrets.hide(content["traceback"])
+                self.failed = content["error"]
+                self.traceback = content["traceback"]
             case "done":
                 self.done = True
 
 
-def look(order: Order) -> Facts:
-    """All that could be found out.
+def look(order: Order) -> tuple[Facts, Secrets]:
+    """All that could be found out, and the passwords that are to be hidden in it and in what is made of it.
 
     Raises:
         CannotLook: the application could not be imported, or the server's configuration not be read.
     """
     told = _Told(Secrets(os.environ))
+    told.secrets.add(*passwords_in(order.target))  # a factory's arguments may hold a URL
     with tempfile.TemporaryFile() as output:
         code = _run(order, told, output)
         printed = told.secrets.hide(_end(output)).strip()
+    told.traceback = told.secrets.hide(told.traceback)  # in whole, not line by line
     if told.app is None:
         raise CannotLook(told.secrets.hide(_why(order, told, code)), "\n".join(_shown(told, printed)))
     facts = Facts(app=told.app, server=told.server, databases=[told.databases[each] for each in sorted(told.databases)])
@@ -109,7 +108,7 @@ def look(order: Order) -> Facts:
         for number in missing if order.database else ():
             facts.databases.append(DatabaseFacts(engine=number, error="the process that asked it has ended, or hangs"))
     facts.unseen += _unseen(order, facts)
-    return facts
+    return facts, told.secrets
 
 
 def _end(output: IO[bytes]) -> str:

@@ -12,6 +12,8 @@ Example::
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -25,7 +27,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from wsgi_dbguard import registry
 
 from . import lines
-from .secrets import is_secret
+from .secrets import in_variable, is_secret, passwords_in
 
 __all__ = ["Watch"]
 
@@ -41,6 +43,8 @@ class Watch:
         self._places: dict[int, str] = {}
         self._threads: dict[int, threading.Thread] = {}
         self._numbers: dict[Dialect, int] = {}  # an engine's copies share its dialect, and its number
+        # Whoever sets a variable: the server's configuration, or a .env that is loaded at import.
+        sys.addaudithook(self._on_event)
         registry.on_engine(self._on_engine)
         event.listen(Engine, "do_connect", self._on_connecting)
         for cls in (Session, sessionmaker):
@@ -73,11 +77,21 @@ class Watch:
         event.listen(engine, "connect", partial(self._on_connected, self.number(engine)))
         self._tell_secret(engine.url.password or "")
         for name, value in engine.url.query.items():
-            if is_secret(name):
-                self._tell_secret(*([value] if isinstance(value, str) else value))
+            for each in [value] if isinstance(value, str) else value:
+                self._tell_argument(name, each)
 
     def _on_connecting(self, dialect: Dialect, entry: Any, args: Any, keywords: dict[str, Any]) -> None:
-        self._tell_secret(*(value for name, value in keywords.items() if value and is_secret(name)))
+        for name, value in [*(("", each) for each in args), *keywords.items()]:
+            if value and isinstance(value, str | bytes):
+                self._tell_argument(name, value)
+
+    def _tell_argument(self, name: str, value: str | bytes) -> None:
+        text = value.decode(errors="replace") if isinstance(value, bytes) else value
+        self._tell_secret(*([text] if is_secret(name) else passwords_in(text)))
+
+    def _on_event(self, name: str, args: tuple[Any, ...]) -> None:
+        if name == "os.putenv":
+            self._tell_secret(*in_variable(os.fsdecode(args[0]), os.fsdecode(args[1])))
 
     def _on_connected(self, number: int, connection: Any, entry: ConnectionPoolEntry) -> None:
         entry.info[_KEY] = (number, lines.here())
