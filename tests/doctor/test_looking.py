@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +65,60 @@ def test_an_import_that_hangs_is_given_up_with_all_that_it_has_started(site: Pat
     # On a machine that is busy it may not have come so far.
     for pid in error.value.output.split()[1:]:
         wait_until(lambda pid=int(pid): gone(pid), timeout=60, what="the end of what it started")  # type: ignore[misc]
+
+
+STARTS = """
+import os, subprocess, sys, time
+def start(**options):
+    return subprocess.Popen(["sleep", "600"], start_new_session=True, **options).pid
+open("pids.part", "w").write(f"{os.getpid()} {start()} {start(env={})}")
+os.rename("pids.part", "pids")
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_when_the_doctor_is_stopped(end: signal.Signals, site: Path) -> None:
+    (site / "wsgi.py").write_text(STARTS)
+    doctor = subprocess.Popen([sys.executable, "-m", "wsgi_dbguard", "doctor", "wsgi"])
+    pids: list[int] = []
+    try:
+        wait_until((site / "pids").exists, timeout=60, what="the import")
+        pids = [int(each) for each in (site / "pids").read_text().split()]
+        doctor.send_signal(end)
+        assert doctor.wait(60) == (143 if end == signal.SIGTERM else -end)
+        # Killed, it cannot look for what the application has started; only the application itself is ended then.
+        for pid in pids if end == signal.SIGTERM else pids[:1]:
+            wait_until(lambda pid=pid: gone(pid), timeout=60, what="the end")  # type: ignore[misc]
+    finally:
+        doctor.kill()
+        doctor.wait()
+        for pid in pids:
+            if not gone(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_a_session_of_its_own_does_not_save_what_the_application_starts(site: Path, look: Examine) -> None:
+    source = "import subprocess\npid = subprocess.Popen(['sleep', '600'], start_new_session=True).pid\n"
+    (site / "wsgi.py").write_text(f"{source}open('pid', 'w').write(str(pid))\n{BARE}")
+    look("wsgi")
+    wait_until(lambda: gone(int((site / "pid").read_text())), timeout=60, what="the end of what it started")
+
+
+def test_a_configuration_of_the_name_of_a_library_is_no_library(site: Path, look: Examine) -> None:
+    (site / "gunicorn.py").write_text("wsgi_app = 'wsgi'\nworkers = 3\n")
+    (site / "wsgi.py").write_text(BARE)
+    facts, _ = look(server="gunicorn", file="gunicorn.py")
+    assert facts.server is not None
+    assert facts.server.processes == 3
+
+
+def test_an_output_that_is_not_utf_8_is_no_trouble(site: Path) -> None:
+    source = UNREACHABLE.replace("engine = create_engine(", 'engine = create_engine(isolation_level="AUTOCOMMIT", url=')
+    (site / "wsgi.py").write_text(f'{source}\n# …\nsession = __import__("sqlalchemy.orm").orm.Session(engine)\n')
+    command = [sys.executable, "-m", "wsgi_dbguard", "doctor", "wsgi", "--no-database"]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, timeout=120)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_an_application_that_prints_and_leaves_threads_behind_is_no_trouble(

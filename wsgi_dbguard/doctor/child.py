@@ -25,6 +25,7 @@ from sqlalchemy import Engine
 from wsgi_dbguard import guards
 
 from . import database, gunicorn, ini, lines, loading, observing, uwsgi
+from .ending import end_with_parent
 from .facts import AppFacts, DatabaseFacts, encode
 from .secrets import in_variable, passwords_in
 from .watching import Watch
@@ -35,8 +36,9 @@ _FAILED = 3  # exit code: what is wrong has been told
 
 
 def main(arguments: list[str]) -> None:
-    """`arguments`: the descriptor to write to, and the order as JSON (see `looking`)."""
-    descriptor, order = int(arguments[0]), json.loads(arguments[1])
+    """`arguments`: the descriptor to write to, the process that waits, and the order as JSON (see `looking`)."""
+    descriptor, order = int(arguments[0]), json.loads(arguments[2])
+    end_with_parent(int(arguments[1]))
     os.set_inheritable(descriptor, False)
     lock = threading.Lock()
     owner = os.getpid()

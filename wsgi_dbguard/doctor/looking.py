@@ -1,7 +1,7 @@
 """Starts the process that imports the application, waits for it, and puts together what it tells.
 
-The application runs with its own environment and working directory, with nothing on stdin, in a process group of its
-own that is killed at the end with all that it started. What it prints is kept, and is shown only if it fails.
+The application runs with its own environment and working directory, with nothing on stdin, in a session of its
+own; it is killed at the end with all that it started. What it prints is kept, and is shown only if it fails.
 
 Example::
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
+from .ending import end, new_mark
 from .facts import AppFacts, DatabaseFacts, Facts, ServerFacts, decode
 from .secrets import Secrets, passwords_in
 
@@ -122,10 +122,14 @@ def _end(output: IO[bytes]) -> str:
 def _run(order: Order, told: _Told, output: IO[bytes]) -> int | None:
     """Runs the process to its end, or to the end of its time; its exit code, None when it had to be killed."""
     reading, writing = os.pipe()
+    mark = new_mark()
+    arguments = [str(writing), str(os.getpid()), json.dumps(asdict(order))]
     try:
         process = subprocess.Popen(
             # Unbuffered: what it has printed is wanted all the more when it is killed.
-            [sys.executable, "-u", "-m", f"{__package__}.child", str(writing), json.dumps(asdict(order))],
+            # -P: what lies in the working directory is found when the server would find it, not earlier.
+            [sys.executable, "-u", "-P", "-m", f"{__package__}.child", *arguments],
+            env=os.environ | mark,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -145,9 +149,8 @@ def _run(order: Order, told: _Told, output: IO[bytes]) -> int | None:
         return None
     finally:
         os.close(reading)
-        # The group outlives its first process, as long as somebody is in it.
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+        # What it has started outlives it. Not waited for before: until then nobody else gets its number.
+        end(process.pid, mark)
         process.wait()
 
 
