@@ -30,6 +30,9 @@ def put_back(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", os.environ.copy())
     monkeypatch.delitem(sys.modules, gunicorn.HOOKS, raising=False)
     monkeypatch.delitem(sys.modules, "__config__", raising=False)
+    for name in ("uwsgi", "uwsgidecorators"):
+        monkeypatch.setitem(sys.modules, name, None)  # noted, and put back as it was
+        monkeypatch.delitem(sys.modules, name)
     # Where gunicorn was imported; in a process of its own that is here.
     monkeypatch.setattr(gunicorn_config.Chdir, "default", str(site))
 

@@ -118,6 +118,7 @@ class AppFacts:
     makers: list[MakerFacts] = field(default_factory=list)
     threads: list[str] = field(default_factory=list)  # started at import, and running
     versioned: int = 0  # mapped classes with a version_id_col
+    forks_noticed: str = ""  # hooks of its own that run after a fork: "", "hook", or "cut" if it cuts engines off
     stale_at: list[str] = field(default_factory=list)  # lines of the application that name StaleDataError
 
 
@@ -134,6 +135,7 @@ class ServerFacts:
     worker: str = ""  # gunicorn's worker class
     preloads: bool = False  # the application is imported before the workers are forked
     hooks: bool = False  # ours are named in it
+    post_fork: str = ""  # a hook of the configuration's own: "", "hook", or "cut" if it cuts engines off
     enable_threads: bool | None = None  # uWSGI; None where the file says nothing
     timeout: float | None = None
     timeout_name: str = ""

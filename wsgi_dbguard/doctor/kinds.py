@@ -58,6 +58,8 @@ def at_least(severity: str, threshold: str) -> bool:
 _TABLE = """
 DBG-S1-unchecked      warning  connections stay in the pool, and nothing checks them before they are used again
 DBG-S2-shared         error    connections are opened before the fork, and nothing cuts the workers off from them
+DBG-S2-own            warning  connections are opened before the fork, and what a hook of one's own does is not known
+DBG-S2-recipe         info     connections are opened before the fork, and a hook of one's own cuts the workers off
 DBG-S2-hook           warning  uWSGI forks after the import, and only the middleware would notice it
 DBG-S2-lazy           warning  uWSGI forks after the import, and nothing would cut the workers off from a connection
 DBG-S2-threads        warning  threads that the import started do not exist in the workers

@@ -23,7 +23,8 @@ from sqlalchemy.util import ScopedRegistry, ThreadLocalRegistry
 
 from wsgi_dbguard import DBGuard, registry
 
-from . import engines, lines
+from . import engines, lines, standin
+from .afterfork import cuts
 from .facts import AppFacts, MakerFacts, OpenedFacts, SessionFacts
 from .watching import Watch
 
@@ -55,6 +56,7 @@ def observe(application: Any, target: str, watch: Watch) -> AppFacts:
             if each is not threading.main_thread() and not each.name.startswith("wsgi_dbguard")
         ],
         versioned=sum(each.version_id_col is not None for each in registry.instances(*registry.family(Mapper))),
+        forks_noticed=_forks_noticed(watch),
         stale_at=_lines_with("StaleDataError"),
     )
 
@@ -65,6 +67,12 @@ def living_engines(watch: Watch) -> dict[int, Engine]:
     for engine in list(registry.engines):
         found.setdefault(watch.number(engine), engine)
     return found
+
+
+def _forks_noticed(watch: Watch) -> str:
+    # Python, and so os.register_at_fork, is not told of uWSGI's forks.
+    hooks = standin.forked() if "uwsgi" in sys.modules else watch.at_fork
+    return "cut" if any(cuts(each) for each in hooks) else "hook" if hooks else ""
 
 
 def _opened(watch: Watch) -> Iterator[OpenedFacts]:

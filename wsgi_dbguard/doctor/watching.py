@@ -45,6 +45,8 @@ class Watch:
         self._numbers: dict[Dialect, int] = {}  # an engine's copies share its dialect, and its number
         # Whoever sets a variable: the server's configuration, or a .env that is loaded at import.
         sys.addaudithook(self._on_event)
+        self.at_fork: list[Callable[..., Any]] = []  # given to os.register_at_fork by the application
+        self._watch_forks()
         registry.on_engine(self._on_engine)
         event.listen(Engine, "do_connect", self._on_connecting)
         for cls in (Session, sessionmaker):
@@ -95,6 +97,18 @@ class Watch:
 
     def _on_connected(self, number: int, connection: Any, entry: ConnectionPoolEntry) -> None:
         entry.info[_KEY] = (number, lines.here())
+
+    def _watch_forks(self) -> None:
+        original: Any = os.register_at_fork
+
+        def register(**keywords: Any) -> None:
+            caller = sys._getframe(1)
+            package = str(caller.f_globals.get("__name__", "")).partition(".")[0]
+            if "after_in_child" in keywords and lines.is_the_applications(package, caller.f_code.co_filename):
+                self.at_fork.append(keywords["after_in_child"])
+            original(**keywords)
+
+        os.register_at_fork = register
 
     def _watch_class(self, cls: Any) -> None:
         original = cls.__init__
