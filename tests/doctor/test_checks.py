@@ -121,6 +121,7 @@ def test_s4_a_session_of_everybody_is_named() -> None:
     (found,) = checks.findings(Facts(app=application))
     assert found.kind.id == "DBG-S4-session"
     assert found.seen.startswith("db.session is a Session made at db.py:3 in <module>, in a transaction already")
+    assert ids(bare(sessions=[SessionFacts(made_at="db.py:3 in <module>", left_over=True)])) == ["DBG-S4-closed"]
 
 
 @pytest.mark.parametrize(

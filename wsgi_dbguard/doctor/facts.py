@@ -92,6 +92,7 @@ class SessionFacts:
     made_at: str
     name: str = ""
     in_transaction: bool = False
+    left_over: bool = False  # closed at import, and no function names it
 
 
 @dataclass(kw_only=True)

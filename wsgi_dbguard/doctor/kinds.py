@@ -68,6 +68,7 @@ DBG-S2-import         info     connections are opened at import: a server that f
 DBG-S3-idle           error    the server closes idle connections that the pool keeps, and nothing checks them
 DBG-S3-guard          info     the server closes idle connections before the guard's idle_timeout does
 DBG-S4-session        error    one Session is used by all requests
+DBG-S4-closed         info     a Session that was used at import is still there
 DBG-S5-expire         error    reads go to a replica, and what was just committed is read again from there
 DBG-S5-split          warning  reads go to a replica that may not have yet what this client has just written
 DBG-S6-version        warning  StaleDataError is expected, and no mapped class has a version_id_col

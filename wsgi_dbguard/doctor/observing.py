@@ -26,6 +26,7 @@ from wsgi_dbguard import DBGuard, registry
 from . import engines, lines, standin
 from .afterfork import cuts
 from .facts import AppFacts, MakerFacts, OpenedFacts, SessionFacts
+from .uses import is_only_left_over
 from .watching import Watch
 
 __all__ = ["living_engines", "observe"]
@@ -37,7 +38,8 @@ _OF_LIBRARIES = ("sqlalchemy", "flask_sqlalchemy", "flask_sqlalchemy_lite", "wsg
 def observe(application: Any, target: str, watch: Watch) -> AppFacts:
     """What there is now. Objects that only wait for the garbage collector are not counted."""
     gc.collect()
-    guard = _guard_in(application)
+    # Else one that is there, in whatever way the application leads to it.
+    guard = _guard_in(application) or next(iter(registry.instances(*registry.family(DBGuard))), None)
     cls = type(application)
     return AppFacts(
         target=target,
@@ -121,7 +123,10 @@ def _shared_sessions(watch: Watch) -> Iterator[SessionFacts]:
     for session in registry.instances(*registry.family(Session)):
         if id(session) not in scoped and not watch.belongs_to_a_thread(session):
             yield SessionFacts(
-                made_at=watch.made_at(session), name=_name(session), in_transaction=session.in_transaction()
+                made_at=watch.made_at(session),
+                name=_name(session),
+                in_transaction=session.in_transaction(),
+                left_over=watch.was_closed(session) and not session.in_transaction() and is_only_left_over(session),
             )
 
 

@@ -51,6 +51,8 @@ class Watch:
         event.listen(Engine, "do_connect", self._on_connecting)
         for cls in (Session, sessionmaker):
             self._watch_class(cls)
+        self._closed: set[int] = set()
+        self._watch_closing()
 
     def made_at(self, thing: object) -> str:
         """The line that made an engine, a Session or a sessionmaker; "" where it is not known."""
@@ -70,8 +72,23 @@ class Watch:
         thread = self._threads.get(id(session))
         return thread is not None and thread is not threading.main_thread() and thread.is_alive()
 
+    def was_closed(self, session: Session) -> bool:
+        """Whether it was closed at some time."""
+        return id(session) in self._closed
+
+    def _watch_closing(self) -> None:
+        original = Session.close
+
+        def close(session: Session) -> None:
+            self._closed.add(id(session))
+            original(session)
+
+        cls: Any = Session
+        cls.close = close
+
     def _note(self, thing: object) -> None:
         self._places[id(thing)] = lines.here()
+        self._closed.discard(id(thing))  # another one was there before
         self._threads[id(thing)] = threading.current_thread()
 
     def _on_engine(self, engine: Engine) -> None:
