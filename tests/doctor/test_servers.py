@@ -145,6 +145,7 @@ def test_uwsgi_names_the_application_and_its_environment(text: str, target: str,
         ("processes = many", IniError, "processes = many: that is no number"),
         ("chdir = /nowhere/at/all\nmodule = wsgi", IniError, "chdir = /nowhere/at/all: No such file"),
         ("", TargetError, "names no module"),
+        ("ini-paste = shop.ini", TargetError, "Paste configurations are not read here"),
     ],
 )
 def test_what_is_wrong_with_an_ini_is_told(text: str, error: type[Exception], told: str, site: Path) -> None:

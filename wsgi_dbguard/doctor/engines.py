@@ -79,6 +79,8 @@ def _server(url: URL, number: int) -> str:
         return f"sqlite #{number}"
     backend = url.get_backend_name()
     host = url.host or _argument(url, "host") or _argument(url, "unix_socket") or "localhost"
+    if host in ("127.0.0.1", "::1"):
+        host = "localhost"
     return f"{backend} {host}:{url.port or _argument(url, 'port') or _PORTS.get(backend, '')}"
 
 

@@ -90,6 +90,8 @@ def read(file: str, target: str) -> tuple[ServerFacts, Callable[[], Any]]:
         timeout=float(harakiri) or None,
         timeout_name="harakiri",
     )
+    if not facts.target and options.all("ini-paste", "ini-paste-logged", "paste"):
+        raise TargetError(f"{file}: Paste configurations are not read here; give TARGET")
     if not facts.target:
         raise TargetError(f"{file} names no module: write module = wsgi:application there, or give TARGET")
     _enter(options)
