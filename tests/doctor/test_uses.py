@@ -67,3 +67,9 @@ def test_a_hidden_guard_is_found(hidden: str, site: Path, look: Examine) -> None
     facts, _ = look("wsgi")
     assert facts.app.guard is not None
     assert facts.app.guard["hold"] == 7.0
+
+
+def test_a_word_in_a_comment_is_no_name(site: Path, look: Examine) -> None:
+    (site / "wsgi.py").write_text(f"# No StaleDataError here.\n{VIEW.format([])}")
+    facts, _ = look("wsgi", database=False)
+    assert facts.app.stale_at == []

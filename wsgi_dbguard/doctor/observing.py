@@ -8,6 +8,7 @@ Example::
 
 from __future__ import annotations
 
+import ast
 import gc
 import sys
 import threading
@@ -161,8 +162,19 @@ def _maker(maker: sessionmaker[Any], watch: Watch) -> MakerFacts:
     )
 
 
+def _first_line(source: str, word: str) -> int | None:
+    found = [
+        each.lineno
+        for each in ast.walk(ast.parse(source))
+        if (isinstance(each, ast.Name) and each.id == word)
+        or (isinstance(each, ast.Attribute) and each.attr == word)
+        or (isinstance(each, ast.ImportFrom) and any(name.name == word for name in each.names))
+    ]
+    return min(found, default=None)
+
+
 def _lines_with(word: str) -> list[str]:
-    """The first line with this word in each of the application's own source files."""
+    """The first line with this name, not in a comment, in each of the application's own source files."""
     found = []
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None) or ""
@@ -170,10 +182,10 @@ def _lines_with(word: str) -> list[str]:
         if not file.endswith(".py") or not lines.is_the_applications(top, file):
             continue
         try:
-            source = Path(file).read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
+            source = Path(file).read_text(encoding="utf-8", errors="replace")
+            number = _first_line(source, word) if word in source else None
+        except (OSError, SyntaxError, ValueError):
             continue
-        number = next((number for number, line in enumerate(source, 1) if word in line), None)
         if number is not None:
             found.append(f"{lines.shown(file)}:{number}")
     return sorted(found)
