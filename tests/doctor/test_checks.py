@@ -57,6 +57,10 @@ def test_s1_connections_that_nobody_checks(differences: dict[str, Any], found: l
     ("application", "server", "found"),
     [
         (bare(opened=OPENED), gunicorn(preloads=True, hooks=False), ["DBG-S2-shared"]),
+        (bare(opened=OPENED), gunicorn(preloads=True, hooks=False, post_fork="cut"), ["DBG-S2-recipe"]),
+        (bare(opened=OPENED), gunicorn(preloads=True, hooks=False, post_fork="hook"), ["DBG-S2-own"]),
+        (bare(opened=OPENED, forks_noticed="cut"), uwsgi(preloads=True, hooks=False), ["DBG-S2-recipe"]),
+        (bare(opened=OPENED, forks_noticed="hook"), uwsgi(preloads=True, hooks=False), ["DBG-S2-own"]),
         (bare(opened=OPENED), gunicorn(preloads=True), ["DBG-S2-idle"]),
         (app(opened=OPENED), gunicorn(preloads=True, hooks=False), ["DBG-S2-idle"]),  # Python sees gunicorn's forks
         (app(opened=OPENED), gunicorn(preloads=False, hooks=False), []),
@@ -117,6 +121,7 @@ def test_s4_a_session_of_everybody_is_named() -> None:
     (found,) = checks.findings(Facts(app=application))
     assert found.kind.id == "DBG-S4-session"
     assert found.seen.startswith("db.session is a Session made at db.py:3 in <module>, in a transaction already")
+    assert ids(bare(sessions=[SessionFacts(made_at="db.py:3 in <module>", left_over=True)])) == ["DBG-S4-closed"]
 
 
 @pytest.mark.parametrize(

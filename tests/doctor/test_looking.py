@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,6 +67,60 @@ def test_an_import_that_hangs_is_given_up_with_all_that_it_has_started(site: Pat
         wait_until(lambda pid=int(pid): gone(pid), timeout=60, what="the end of what it started")  # type: ignore[misc]
 
 
+STARTS = """
+import os, subprocess, sys, time
+def start(**options):
+    return subprocess.Popen(["sleep", "600"], start_new_session=True, **options).pid
+open("pids.part", "w").write(f"{os.getpid()} {start()} {start(env={})}")
+os.rename("pids.part", "pids")
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_when_the_doctor_is_stopped(end: signal.Signals, site: Path) -> None:
+    (site / "wsgi.py").write_text(STARTS)
+    doctor = subprocess.Popen([sys.executable, "-m", "wsgi_dbguard", "doctor", "wsgi"])
+    pids: list[int] = []
+    try:
+        wait_until((site / "pids").exists, timeout=60, what="the import")
+        pids = [int(each) for each in (site / "pids").read_text().split()]
+        doctor.send_signal(end)
+        assert doctor.wait(60) == (143 if end == signal.SIGTERM else -end)
+        # Killed, it cannot look for what the application has started; only the application itself is ended then.
+        for pid in pids if end == signal.SIGTERM else pids[:1]:
+            wait_until(lambda pid=pid: gone(pid), timeout=60, what="the end")  # type: ignore[misc]
+    finally:
+        doctor.kill()
+        doctor.wait()
+        for pid in pids:
+            if not gone(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_a_session_of_its_own_does_not_save_what_the_application_starts(site: Path, look: Examine) -> None:
+    source = "import subprocess\npid = subprocess.Popen(['sleep', '600'], start_new_session=True).pid\n"
+    (site / "wsgi.py").write_text(f"{source}open('pid', 'w').write(str(pid))\n{BARE}")
+    look("wsgi")
+    wait_until(lambda: gone(int((site / "pid").read_text())), timeout=60, what="the end of what it started")
+
+
+def test_a_configuration_of_the_name_of_a_library_is_no_library(site: Path, look: Examine) -> None:
+    (site / "gunicorn.py").write_text("wsgi_app = 'wsgi'\nworkers = 3\n")
+    (site / "wsgi.py").write_text(BARE)
+    facts, _ = look(server="gunicorn", file="gunicorn.py")
+    assert facts.server is not None
+    assert facts.server.processes == 3
+
+
+def test_an_output_that_is_not_utf_8_is_no_trouble(site: Path) -> None:
+    source = UNREACHABLE.replace("engine = create_engine(", 'engine = create_engine(isolation_level="AUTOCOMMIT", url=')
+    (site / "wsgi.py").write_text(f'{source}\n# …\nsession = __import__("sqlalchemy.orm").orm.Session(engine)\n')
+    command = [sys.executable, "-m", "wsgi_dbguard", "doctor", "wsgi", "--no-database"]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, timeout=120)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def test_an_application_that_prints_and_leaves_threads_behind_is_no_trouble(
     site: Path, doctor: Callable[..., Result]
 ) -> None:
@@ -89,6 +147,41 @@ def test_passwords_are_in_no_output(site: Path, doctor: Callable[..., Result]) -
     (site / "factory.py").write_text(f"def create_app(url): return lambda environ, start_response: ...\n{BARE}")
     result = doctor(f"factory:create_app('postgresql://app:{PASSWORD}@db/app')")
     assert "hunter2" not in result.output
+
+
+IN_ARGUMENTS = f"""
+import threading
+from sqlalchemy import create_engine
+url = "postgresql+psycopg2://"
+dsn = create_engine(url + "/?dsn=host%3D127.0.0.1+port%3D1+user%3Dapp+password%3D{PASSWORD}")
+options = create_engine(url + "app@127.0.0.1:1/x?options=-c+app.password%3Dother-{PASSWORD}")
+threading.Thread(target=threading.Event().wait, name="pool " + url + "app:{PASSWORD}@db", daemon=True).start()
+{BARE}
+"""
+LOADED = """
+import os
+os.environ["DB_PASSWORD"] = "hunter2 from a file"
+print("logging in with", os.environ["DB_PASSWORD"], os.environ.get("SHOP_PASSWORD"))
+raise RuntimeError(os.environ["DB_PASSWORD"])
+"""
+BY_URL = "import os\nprint(os.environ['DATABASE_URL'])\nraise RuntimeError(os.environ['DATABASE_URL'])\n"
+
+
+@pytest.mark.parametrize("source", [IN_ARGUMENTS, LOADED, BY_URL], ids=["arguments", "loaded", "url"])
+@pytest.mark.parametrize("server", ["gunicorn", "uwsgi", ""])
+def test_passwords_are_hidden_wherever_they_come_from(
+    source: str, server: str, site: Path, doctor: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", 'postgresql://app:it\'s hunter2 "secret"@127.0.0.1:1/app')
+    (site / "wsgi.py").write_text(source)
+    (site / "gunicorn").write_text('raw_env = ["SHOP_PASSWORD=hunter2-in-raw-env"]\n')
+    (site / "uwsgi").write_text("[uwsgi]\nenv = SHOP_PASSWORD=hunter2-in-env\n")
+    configuration = [f"--{server}", f"./{server}"] if server else []
+    for form in ([], ["--json"]):
+        result = doctor("wsgi", *configuration, *form)
+        assert "hunter2" not in result.output
+        assert "secret" not in result.output
+        assert "***" in result.output
 
 
 def test_a_database_that_cannot_be_reached_is_a_finding(site: Path, doctor: Callable[..., Result]) -> None:

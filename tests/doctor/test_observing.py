@@ -143,6 +143,7 @@ def application(environ, start_response): ...
     [
         ("psycopg", "transaction", ["DBG-DB-prepared"]),
         ("psycopg2", "transaction", []),
+        ("pg8000", "transaction", []),
         ("psycopg", "session", []),
     ],
 )

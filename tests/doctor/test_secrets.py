@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wsgi_dbguard.doctor.secrets import Secrets, is_secret
+from wsgi_dbguard.doctor.secrets import Secrets, is_secret, passwords_in
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,10 @@ from wsgi_dbguard.doctor.secrets import Secrets, is_secret
         ("{'password': 'hunter2', 'user': 'app'}", "{'password': ***, 'user': 'app'}"),
         ("PGPASSWORD=hunter2 psql", "PGPASSWORD=*** psql"),
         ("passwd: hunter2", "passwd: ***"),
+        (r"{'password': 'hunt\'er2', 'x': 1}", "{'password': ***, 'x': 1}"),
+        ("SERVER=db;PWD={hunt;er2};UID=app", "SERVER=db;PWD=***;UID=app"),
+        ("odbc_connect=UID%3Dapp%3BPWD%3Dhunter2", "odbc_connect=UID%3Dapp%3BPWD%3D***"),
+        ("SET @pw='hunter2'", "SET @pw=***"),
         ("http://db.example:5432/ and a@b", "http://db.example:5432/ and a@b"),
         ("the password is wrong", "the password is wrong"),
     ],
@@ -56,3 +60,30 @@ def test_names_of_what_is_none(name: str) -> None:
 @pytest.mark.timeout(60)
 def test_long_lines_take_no_long_time(word: str) -> None:
     assert Secrets().hide(word * 20_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "password"),
+    [
+        ("host=db password=hunter2 user=app", "hunter2"),
+        ("-c app.password=hunter2", "hunter2"),
+        ("DRIVER%3D%7BODBC%7D%3BPWD%3Dhunter2", "hunter2"),
+        ("x://?dsn=host%253Ddb%2Bpassword%253Dhunter2", "hunter2"),
+        ("postgresql://app:hun ter\"2'@db/app", "hun ter\"2'"),
+        ("postgresql://app:hun ter@2@db/app", "hun ter@2"),
+    ],
+)
+def test_passwords_are_found_in_urls_and_arguments(text: str, password: str) -> None:
+    assert password in passwords_in(text)
+
+
+def test_a_password_with_a_quote_or_a_blank_is_hidden_however_it_is_written() -> None:
+    secrets = Secrets({"DATABASE_URL": "postgresql://app:hun ter\"'2@db/app"})
+    for text in ("hun ter\"'2", repr("hun ter\"'2"), "hun%20ter%22%272", "hun+ter%22%272", "hun ter%22%272"):
+        assert "ter" not in secrets.hide(f"got {text}")
+
+
+def test_a_password_that_is_part_of_a_common_word_leaves_the_word() -> None:
+    secrets = Secrets()
+    secrets.add("postgres")
+    assert secrets.hide("postgresql://postgres@db: postgres!") == "postgresql://***@db: ***!"

@@ -30,6 +30,9 @@ def put_back(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", os.environ.copy())
     monkeypatch.delitem(sys.modules, gunicorn.HOOKS, raising=False)
     monkeypatch.delitem(sys.modules, "__config__", raising=False)
+    for name in ("uwsgi", "uwsgidecorators"):
+        monkeypatch.setitem(sys.modules, name, None)  # noted, and put back as it was
+        monkeypatch.delitem(sys.modules, name)
     # Where gunicorn was imported; in a process of its own that is here.
     monkeypatch.setattr(gunicorn_config.Chdir, "default", str(site))
 
@@ -142,6 +145,7 @@ def test_uwsgi_names_the_application_and_its_environment(text: str, target: str,
         ("processes = many", IniError, "processes = many: that is no number"),
         ("chdir = /nowhere/at/all\nmodule = wsgi", IniError, "chdir = /nowhere/at/all: No such file"),
         ("", TargetError, "names no module"),
+        ("ini-paste = shop.ini", TargetError, "Paste configurations are not read here"),
     ],
 )
 def test_what_is_wrong_with_an_ini_is_told(text: str, error: type[Exception], told: str, site: Path) -> None:

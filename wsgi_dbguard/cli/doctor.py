@@ -7,13 +7,18 @@ What is looked at and how is told in `wsgi_dbguard.doctor`::
     $ wsgi-dbguard doctor --uwsgi uwsgi.ini --json | jq '.findings[].id'
     $ wsgi-dbguard doctor --list
 
-Exit codes: 0 nothing as bad as ``--fail-on``; 1 there is; 2 could not look; 130 after Ctrl-C.
+Exit codes: 0 nothing as bad as ``--fail-on``; 1 there is; 2 could not look; 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -76,8 +81,11 @@ def doctor(
     if not target and not server:
         raise click.UsageError("which application? Give TARGET, such as wsgi:application")
     order = Order(target=target, server=server, file=gunicorn or uwsgi or "", database=not no_database, timeout=timeout)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # one that is not UTF-8
     try:
-        facts, findings = examine(order)
+        with _ended_by_sigterm():
+            facts, findings = examine(order)
     except CannotLook as error:
         if as_json:
             click.echo(json.dumps({"error": str(error), "output": error.output.splitlines()}, indent=2))
@@ -97,6 +105,19 @@ def doctor(
     from wsgi_dbguard.doctor.kinds import at_least
 
     sys.exit(any(at_least(each.kind.severity, fail_on) for each in findings))
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does: not without the process that it has started."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _show(facts: Facts, findings: list[Finding]) -> None:

@@ -25,7 +25,9 @@ from sqlalchemy import Engine
 from wsgi_dbguard import guards
 
 from . import database, gunicorn, ini, lines, loading, observing, uwsgi
+from .ending import end_with_parent
 from .facts import AppFacts, DatabaseFacts, encode
+from .secrets import in_variable, passwords_in
 from .watching import Watch
 
 __all__ = ["main"]
@@ -34,8 +36,9 @@ _FAILED = 3  # exit code: what is wrong has been told
 
 
 def main(arguments: list[str]) -> None:
-    """`arguments`: the descriptor to write to, and the order as JSON (see `looking`)."""
-    descriptor, order = int(arguments[0]), json.loads(arguments[1])
+    """`arguments`: the descriptor to write to, the process that waits, and the order as JSON (see `looking`)."""
+    descriptor, order = int(arguments[0]), json.loads(arguments[2])
+    end_with_parent(int(arguments[1]))
     os.set_inheritable(descriptor, False)
     lock = threading.Lock()
     owner = os.getpid()
@@ -65,13 +68,21 @@ def _write(descriptor: int, line: bytes) -> None:
 
 
 def _run(order: dict[str, Any], tell: Callable[[str, Any], None]) -> None:
-    watch = Watch(lambda *passwords: tell("secrets", [_text(each) for each in passwords if each]))
+    watch = Watch(lambda *passwords: _tell_secrets(tell, passwords))
+    secrets = {found for name, value in os.environ.items() for found in in_variable(name, value)}
+    tell("secrets", sorted(secrets | passwords_in(str(order["target"]))))
     application, target = _load(order, tell)
     facts = observing.observe(application, target, watch)
     tell("app", encode(facts))
     if order["database"]:
         _ask(facts, observing.living_engines(watch), order["patience"], tell)
     tell("done", None)
+
+
+def _tell_secrets(tell: Callable[[str, Any], None], passwords: tuple[object, ...]) -> None:
+    known = [_text(each) for each in passwords if each]
+    if known:
+        tell("secrets", known)
 
 
 def _text(password: object) -> str:

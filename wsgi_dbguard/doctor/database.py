@@ -152,6 +152,8 @@ def _is_pooled(client: Client, driver: str) -> bool:
     """Whether the server that answers is another one than the driver was told of when it logged in."""
     info = getattr(client.dbapi, "info", None)
     told = getattr(info, "backend_pid", None)
+    if key := getattr(client.dbapi, "_backend_key_data", None):  # pg8000: the process, and a secret
+        told = int.from_bytes(key[:4], "big")
     return told is not None and int(told) != int(client.one("select pg_backend_pid()"))
 
 

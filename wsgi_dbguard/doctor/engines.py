@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote_plus
 
 from sqlalchemy import URL, Engine
 
@@ -10,7 +11,7 @@ from wsgi_dbguard import guards
 from wsgi_dbguard.config import GuardConfig
 
 from .facts import EngineFacts
-from .secrets import HIDDEN, is_secret
+from .secrets import HIDDEN, Secrets, is_secret, passwords_in
 
 __all__ = ["describe", "settings"]
 
@@ -57,9 +58,20 @@ def _kind(pool: Any) -> str:
 
 
 def _shown(url: URL) -> str:
-    """The URL without passwords: that of the user, and those among its arguments."""
-    hidden = {name: HIDDEN for name in url.query if is_secret(name)}
-    return url.update_query_dict(hidden).render_as_string(hide_password=True)
+    """The URL without passwords: that of the user, those among its arguments, and those within an argument."""
+    hidden = {name: HIDDEN if is_secret(name) else _hidden(value) for name, value in url.query.items()}
+    shown = url.update_query_dict(hidden).render_as_string(hide_password=True)
+    return shown.replace(quote_plus(HIDDEN), HIDDEN)
+
+
+def _hidden(value: str | tuple[str, ...]) -> str | list[str]:
+    if not isinstance(value, str):
+        return [str(_hidden(each)) for each in value]
+    if not (found := passwords_in(value)):
+        return value
+    secrets = Secrets()
+    secrets.add(*found)
+    return secrets.hide(value)
 
 
 def _server(url: URL, number: int) -> str:
@@ -67,6 +79,8 @@ def _server(url: URL, number: int) -> str:
         return f"sqlite #{number}"
     backend = url.get_backend_name()
     host = url.host or _argument(url, "host") or _argument(url, "unix_socket") or "localhost"
+    if host in ("127.0.0.1", "::1"):
+        host = "localhost"
     return f"{backend} {host}:{url.port or _argument(url, 'port') or _PORTS.get(backend, '')}"
 
 

@@ -92,6 +92,7 @@ class SessionFacts:
     made_at: str
     name: str = ""
     in_transaction: bool = False
+    left_over: bool = False  # closed at import, and no function names it
 
 
 @dataclass(kw_only=True)
@@ -118,6 +119,7 @@ class AppFacts:
     makers: list[MakerFacts] = field(default_factory=list)
     threads: list[str] = field(default_factory=list)  # started at import, and running
     versioned: int = 0  # mapped classes with a version_id_col
+    forks_noticed: str = ""  # hooks of its own that run after a fork: "", "hook", or "cut" if it cuts engines off
     stale_at: list[str] = field(default_factory=list)  # lines of the application that name StaleDataError
 
 
@@ -134,6 +136,7 @@ class ServerFacts:
     worker: str = ""  # gunicorn's worker class
     preloads: bool = False  # the application is imported before the workers are forked
     hooks: bool = False  # ours are named in it
+    post_fork: str = ""  # a hook of the configuration's own: "", "hook", or "cut" if it cuts engines off
     enable_threads: bool | None = None  # uWSGI; None where the file says nothing
     timeout: float | None = None
     timeout_name: str = ""
@@ -188,4 +191,8 @@ def decode(cls: type[T], values: dict[str, Any]) -> T:
 def _value(hint: Any, value: Any) -> Any:
     if get_origin(hint) is list and is_dataclass(item := get_args(hint)[0]):
         return [decode(item, each) for each in value]  # type: ignore[arg-type]
+    if isinstance(value, dict):
+        for each in (hint, *get_args(hint)):  # of X | None the X
+            if isinstance(each, type) and is_dataclass(each):
+                return decode(each, value)
     return value

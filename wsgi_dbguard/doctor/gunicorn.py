@@ -17,6 +17,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
+from .afterfork import cuts
 from .facts import ServerFacts
 from .loading import TargetError, load
 
@@ -43,6 +44,8 @@ def read(file: str, target: str) -> tuple[ServerFacts, Callable[[], Any]]:
     application = WSGIApplication("%(prog)s [OPTIONS] [APP_MODULE]")
     config: Any = application.cfg
     _enter(config)
+    post_fork = config.settings["post_fork"]
+    own = post_fork.get() if post_fork.get() is not post_fork.default else None
     paste = config.paste is not None
     worker = config.worker_class_str
     name = worker.rpartition(".")[2].lower()
@@ -57,6 +60,7 @@ def read(file: str, target: str) -> tuple[ServerFacts, Callable[[], Any]]:
         worker=worker,
         preloads=config.preload_app,
         hooks=HOOKS in sys.modules,
+        post_fork="" if own is None else "cut" if cuts(own) else "hook",
         # Threads and greenlets that wait for a query do not stop their worker's sign of life.
         timeout=float(config.timeout) or None if name in ("sync", "syncworker") else None,
         timeout_name="timeout",

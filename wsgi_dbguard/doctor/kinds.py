@@ -58,6 +58,8 @@ def at_least(severity: str, threshold: str) -> bool:
 _TABLE = """
 DBG-S1-unchecked      warning  connections stay in the pool, and nothing checks them before they are used again
 DBG-S2-shared         error    connections are opened before the fork, and nothing cuts the workers off from them
+DBG-S2-own            warning  connections are opened before the fork, and what a hook of one's own does is not known
+DBG-S2-recipe         info     connections are opened before the fork, and a hook of one's own cuts the workers off
 DBG-S2-hook           warning  uWSGI forks after the import, and only the middleware would notice it
 DBG-S2-lazy           warning  uWSGI forks after the import, and nothing would cut the workers off from a connection
 DBG-S2-threads        warning  threads that the import started do not exist in the workers
@@ -66,6 +68,7 @@ DBG-S2-import         info     connections are opened at import: a server that f
 DBG-S3-idle           error    the server closes idle connections that the pool keeps, and nothing checks them
 DBG-S3-guard          info     the server closes idle connections before the guard's idle_timeout does
 DBG-S4-session        error    one Session is used by all requests
+DBG-S4-closed         info     a Session that was used at import is still there
 DBG-S5-expire         error    reads go to a replica, and what was just committed is read again from there
 DBG-S5-split          warning  reads go to a replica that may not have yet what this client has just written
 DBG-S6-version        warning  StaleDataError is expected, and no mapped class has a version_id_col

@@ -1,11 +1,11 @@
 """Starts the process that imports the application, waits for it, and puts together what it tells.
 
-The application runs with its own environment and working directory, with nothing on stdin, in a process group of its
-own that is killed at the end with all that it started. What it prints is kept, and is shown only if it fails.
+The application runs with its own environment and working directory, with nothing on stdin, in a session of its
+own; it is killed at the end with all that it started. What it prints is kept, and is shown only if it fails.
 
 Example::
 
-    facts = look(Order(target="wsgi:application", server="gunicorn", file="gunicorn.conf.py"))
+    facts, secrets = look(Order(target="wsgi:application", server="gunicorn", file="gunicorn.conf.py"))
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,8 +21,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
+from .ending import end, new_mark
 from .facts import AppFacts, DatabaseFacts, Facts, ServerFacts, decode
-from .secrets import Secrets
+from .secrets import Secrets, passwords_in
 
 __all__ = ["CannotLook", "Order", "look"]
 
@@ -73,34 +73,33 @@ class _Told:
                 self.step = content
             case "server":
                 self.server = decode(ServerFacts, content)
-                self.server.target = self.secrets.hide(self.server.target)
             case "app":
                 self.app, self.step = decode(AppFacts, content), "database"
-                self.app.target = self.secrets.hide(self.app.target)  # a factory's arguments may hold a URL
             case "database":
                 facts = decode(DatabaseFacts, content)
-                facts.error = self.secrets.hide(facts.error)
                 self.databases.setdefault(facts.engine, facts)
             case "failed":
-                self.failed = self.secrets.hide(content["text"])
+                self.failed = content["text"]
             case "raised":
                 self.step = content["step"]
-                self.failed = self.secrets.hide(content["error"])
-                self.traceback = self.secrets.hide(content["traceback"])
+                self.failed = content["error"]
+                self.traceback = content["traceback"]
             case "done":
                 self.done = True
 
 
-def look(order: Order) -> Facts:
-    """All that could be found out.
+def look(order: Order) -> tuple[Facts, Secrets]:
+    """All that could be found out, and the passwords that are to be hidden in it and in what is made of it.
 
     Raises:
         CannotLook: the application could not be imported, or the server's configuration not be read.
     """
     told = _Told(Secrets(os.environ))
+    told.secrets.add(*passwords_in(order.target))  # a factory's arguments may hold a URL
     with tempfile.TemporaryFile() as output:
         code = _run(order, told, output)
         printed = told.secrets.hide(_end(output)).strip()
+    told.traceback = told.secrets.hide(told.traceback)  # in whole, not line by line
     if told.app is None:
         raise CannotLook(told.secrets.hide(_why(order, told, code)), "\n".join(_shown(told, printed)))
     facts = Facts(app=told.app, server=told.server, databases=[told.databases[each] for each in sorted(told.databases)])
@@ -109,7 +108,7 @@ def look(order: Order) -> Facts:
         for number in missing if order.database else ():
             facts.databases.append(DatabaseFacts(engine=number, error="the process that asked it has ended, or hangs"))
     facts.unseen += _unseen(order, facts)
-    return facts
+    return facts, told.secrets
 
 
 def _end(output: IO[bytes]) -> str:
@@ -123,10 +122,14 @@ def _end(output: IO[bytes]) -> str:
 def _run(order: Order, told: _Told, output: IO[bytes]) -> int | None:
     """Runs the process to its end, or to the end of its time; its exit code, None when it had to be killed."""
     reading, writing = os.pipe()
+    mark = new_mark()
+    arguments = [str(writing), str(os.getpid()), json.dumps(asdict(order))]
     try:
         process = subprocess.Popen(
             # Unbuffered: what it has printed is wanted all the more when it is killed.
-            [sys.executable, "-u", "-m", f"{__package__}.child", str(writing), json.dumps(asdict(order))],
+            # -P: what lies in the working directory is found when the server would find it, not earlier.
+            [sys.executable, "-u", "-P", "-m", f"{__package__}.child", *arguments],
+            env=os.environ | mark,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -146,9 +149,8 @@ def _run(order: Order, told: _Told, output: IO[bytes]) -> int | None:
         return None
     finally:
         os.close(reading)
-        # The group outlives its first process, as long as somebody is in it.
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+        # What it has started outlives it. Not waited for before: until then nobody else gets its number.
+        end(process.pid, mark)
         process.wait()
 
 

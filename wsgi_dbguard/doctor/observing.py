@@ -8,6 +8,7 @@ Example::
 
 from __future__ import annotations
 
+import ast
 import gc
 import sys
 import threading
@@ -23,8 +24,10 @@ from sqlalchemy.util import ScopedRegistry, ThreadLocalRegistry
 
 from wsgi_dbguard import DBGuard, registry
 
-from . import engines, lines
+from . import engines, lines, standin
+from .afterfork import cuts
 from .facts import AppFacts, MakerFacts, OpenedFacts, SessionFacts
+from .uses import is_only_left_over
 from .watching import Watch
 
 __all__ = ["living_engines", "observe"]
@@ -36,7 +39,8 @@ _OF_LIBRARIES = ("sqlalchemy", "flask_sqlalchemy", "flask_sqlalchemy_lite", "wsg
 def observe(application: Any, target: str, watch: Watch) -> AppFacts:
     """What there is now. Objects that only wait for the garbage collector are not counted."""
     gc.collect()
-    guard = _guard_in(application)
+    # Else one that is there, in whatever way the application leads to it.
+    guard = _guard_in(application) or next(iter(registry.instances(*registry.family(DBGuard))), None)
     cls = type(application)
     return AppFacts(
         target=target,
@@ -55,6 +59,7 @@ def observe(application: Any, target: str, watch: Watch) -> AppFacts:
             if each is not threading.main_thread() and not each.name.startswith("wsgi_dbguard")
         ],
         versioned=sum(each.version_id_col is not None for each in registry.instances(*registry.family(Mapper))),
+        forks_noticed=_forks_noticed(watch),
         stale_at=_lines_with("StaleDataError"),
     )
 
@@ -65,6 +70,12 @@ def living_engines(watch: Watch) -> dict[int, Engine]:
     for engine in list(registry.engines):
         found.setdefault(watch.number(engine), engine)
     return found
+
+
+def _forks_noticed(watch: Watch) -> str:
+    # Python, and so os.register_at_fork, is not told of uWSGI's forks.
+    hooks = standin.forked() if "uwsgi" in sys.modules else watch.at_fork
+    return "cut" if any(cuts(each) for each in hooks) else "hook" if hooks else ""
 
 
 def _opened(watch: Watch) -> Iterator[OpenedFacts]:
@@ -113,7 +124,10 @@ def _shared_sessions(watch: Watch) -> Iterator[SessionFacts]:
     for session in registry.instances(*registry.family(Session)):
         if id(session) not in scoped and not watch.belongs_to_a_thread(session):
             yield SessionFacts(
-                made_at=watch.made_at(session), name=_name(session), in_transaction=session.in_transaction()
+                made_at=watch.made_at(session),
+                name=_name(session),
+                in_transaction=session.in_transaction(),
+                left_over=watch.was_closed(session) and not session.in_transaction() and is_only_left_over(session),
             )
 
 
@@ -148,8 +162,19 @@ def _maker(maker: sessionmaker[Any], watch: Watch) -> MakerFacts:
     )
 
 
+def _first_line(source: str, word: str) -> int | None:
+    found = [
+        each.lineno
+        for each in ast.walk(ast.parse(source))
+        if (isinstance(each, ast.Name) and each.id == word)
+        or (isinstance(each, ast.Attribute) and each.attr == word)
+        or (isinstance(each, ast.ImportFrom) and any(name.name == word for name in each.names))
+    ]
+    return min(found, default=None)
+
+
 def _lines_with(word: str) -> list[str]:
-    """The first line with this word in each of the application's own source files."""
+    """The first line with this name, not in a comment, in each of the application's own source files."""
     found = []
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None) or ""
@@ -157,10 +182,10 @@ def _lines_with(word: str) -> list[str]:
         if not file.endswith(".py") or not lines.is_the_applications(top, file):
             continue
         try:
-            source = Path(file).read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
+            source = Path(file).read_text(encoding="utf-8", errors="replace")
+            number = _first_line(source, word) if word in source else None
+        except (OSError, SyntaxError, ValueError):
             continue
-        number = next((number for number, line in enumerate(source, 1) if word in line), None)
         if number is not None:
             found.append(f"{lines.shown(file)}:{number}")
     return sorted(found)

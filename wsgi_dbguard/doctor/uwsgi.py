@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from . import standin
 from .facts import ServerFacts
 from .ini import IniError, Options
 from .ini import read as read_ini
@@ -35,6 +36,9 @@ class _Options:
 
     def all(self, *names: str) -> list[str]:
         return [value for name, value in self._options if name in names]
+
+    def everything(self) -> Options:
+        return list(self._options)
 
     def last(self, *names: str) -> str | None:
         found = self.all(*names)
@@ -58,7 +62,8 @@ class _Options:
 def read(file: str, target: str) -> tuple[ServerFacts, Callable[[], Any]]:
     """The facts, and what loads the application: `target`, else the configuration's.
 
-    Changes the working directory, `sys.path`, `sys.argv` and the environment as uWSGI does.
+    Changes the working directory, `sys.path`, `sys.argv` and the environment as uWSGI does, and puts a stand-in for
+    the module `uwsgi` into `sys.modules`.
 
     Raises:
         IniError: the file is not there, or says something that is not understood.
@@ -85,9 +90,12 @@ def read(file: str, target: str) -> tuple[ServerFacts, Callable[[], Any]]:
         timeout=float(harakiri) or None,
         timeout_name="harakiri",
     )
+    if not facts.target and options.all("ini-paste", "ini-paste-logged", "paste"):
+        raise TargetError(f"{file}: Paste configurations are not read here; give TARGET")
     if not facts.target:
         raise TargetError(f"{file} names no module: write module = wsgi:application there, or give TARGET")
     _enter(options)
+    standin.install({name: value.encode() for name, value in options.everything()})
     return facts, lambda: load(facts.target)
 
 

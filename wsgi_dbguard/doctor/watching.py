@@ -12,6 +12,8 @@ Example::
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -25,7 +27,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from wsgi_dbguard import registry
 
 from . import lines
-from .secrets import is_secret
+from .secrets import in_variable, is_secret, passwords_in
 
 __all__ = ["Watch"]
 
@@ -41,10 +43,16 @@ class Watch:
         self._places: dict[int, str] = {}
         self._threads: dict[int, threading.Thread] = {}
         self._numbers: dict[Dialect, int] = {}  # an engine's copies share its dialect, and its number
+        # Whoever sets a variable: the server's configuration, or a .env that is loaded at import.
+        sys.addaudithook(self._on_event)
+        self.at_fork: list[Callable[..., Any]] = []  # given to os.register_at_fork by the application
+        self._watch_forks()
         registry.on_engine(self._on_engine)
         event.listen(Engine, "do_connect", self._on_connecting)
         for cls in (Session, sessionmaker):
             self._watch_class(cls)
+        self._closed: set[int] = set()
+        self._watch_closing()
 
     def made_at(self, thing: object) -> str:
         """The line that made an engine, a Session or a sessionmaker; "" where it is not known."""
@@ -64,8 +72,23 @@ class Watch:
         thread = self._threads.get(id(session))
         return thread is not None and thread is not threading.main_thread() and thread.is_alive()
 
+    def was_closed(self, session: Session) -> bool:
+        """Whether it was closed at some time."""
+        return id(session) in self._closed
+
+    def _watch_closing(self) -> None:
+        original = Session.close
+
+        def close(session: Session) -> None:
+            self._closed.add(id(session))
+            original(session)
+
+        cls: Any = Session
+        cls.close = close
+
     def _note(self, thing: object) -> None:
         self._places[id(thing)] = lines.here()
+        self._closed.discard(id(thing))  # another one was there before
         self._threads[id(thing)] = threading.current_thread()
 
     def _on_engine(self, engine: Engine) -> None:
@@ -73,14 +96,36 @@ class Watch:
         event.listen(engine, "connect", partial(self._on_connected, self.number(engine)))
         self._tell_secret(engine.url.password or "")
         for name, value in engine.url.query.items():
-            if is_secret(name):
-                self._tell_secret(*([value] if isinstance(value, str) else value))
+            for each in [value] if isinstance(value, str) else value:
+                self._tell_argument(name, each)
 
     def _on_connecting(self, dialect: Dialect, entry: Any, args: Any, keywords: dict[str, Any]) -> None:
-        self._tell_secret(*(value for name, value in keywords.items() if value and is_secret(name)))
+        for name, value in [*(("", each) for each in args), *keywords.items()]:
+            if value and isinstance(value, str | bytes):
+                self._tell_argument(name, value)
+
+    def _tell_argument(self, name: str, value: str | bytes) -> None:
+        text = value.decode(errors="replace") if isinstance(value, bytes) else value
+        self._tell_secret(*([text] if is_secret(name) else passwords_in(text)))
+
+    def _on_event(self, name: str, args: tuple[Any, ...]) -> None:
+        if name == "os.putenv":
+            self._tell_secret(*in_variable(os.fsdecode(args[0]), os.fsdecode(args[1])))
 
     def _on_connected(self, number: int, connection: Any, entry: ConnectionPoolEntry) -> None:
         entry.info[_KEY] = (number, lines.here())
+
+    def _watch_forks(self) -> None:
+        original: Any = os.register_at_fork
+
+        def register(**keywords: Any) -> None:
+            caller = sys._getframe(1)
+            package = str(caller.f_globals.get("__name__", "")).partition(".")[0]
+            if "after_in_child" in keywords and lines.is_the_applications(package, caller.f_code.co_filename):
+                self.at_fork.append(keywords["after_in_child"])
+            original(**keywords)
+
+        os.register_at_fork = register
 
     def _watch_class(self, cls: Any) -> None:
         original = cls.__init__

@@ -36,6 +36,21 @@ def opened_at_import(facts: Facts) -> Iterator[Finding]:
             "counts against the server's max_connections.",
             change=_not_before_the_fork(server),
         )
+    elif not _is_guarded(facts) and "cut" in (server.post_fork, facts.app.forks_noticed):
+        yield KINDS["DBG-S2-recipe"](
+            seen=f"{where}; a hook after {server.name}'s fork disposes of an engine's pool with close=False.",
+            happens="That cuts the workers off, if it is done for each engine. In the master the connections stay open "
+            "and idle for ever.",
+            change=_not_before_the_fork(server),
+        )
+    elif not _is_guarded(facts) and (server.post_fork or facts.app.forks_noticed):
+        yield KINDS["DBG-S2-own"](
+            seen=f"{where}; {server.name} then forks {count(server.processes, 'worker')}, and a hook runs after it "
+            "that does not itself call engine.dispose(close=False).",
+            happens="Unless what it calls does so, for each engine, the workers share the connections and read each "
+            "other's answers.",
+            change=f"In the hook: engine.dispose(close=False)\nOr: {hooks_line(server)}",
+        )
     elif not _is_guarded(facts):
         yield KINDS["DBG-S2-shared"](
             seen=f"{where}; {server.name} then forks {count(server.processes, 'worker')}, which all have them.",

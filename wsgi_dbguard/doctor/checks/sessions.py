@@ -16,6 +16,13 @@ def shared_session(facts: Facts) -> Iterator[Finding]:
     """Sessions that live as long as the process."""
     for session in facts.app.sessions:
         name = f"{session.name} is a Session" if session.name else "A Session that outlives the import is"
+        if session.left_over:
+            yield KINDS["DBG-S4-closed"](
+                seen=f"{name} made at {session.made_at or 'an unknown line'}; it is closed, and no function names it.",
+                happens="Nothing, as long as no request uses it: one Session for all of them would be shared.",
+                change="There: del, or a function around it.",
+            )
+            continue
         open_now = ", in a transaction already" if session.in_transaction else ""
         healed = "The guard rolls it back after each request, but cannot make it safe for two at once."
         yield KINDS["DBG-S4-session"](
