@@ -16,7 +16,7 @@ its own that do not run in a copy of the request's context.
 Statements are seen by the dialect's events (`do_execute`), COMMIT and ROLLBACK by methods of the dialect that are put
 around its own. SQLAlchemy's connection events (`before_cursor_execute`, `commit`, …) would tell the same, but the first
 listener to any of them makes each statement some 6 µs and each Connection some 20 µs dearer. Optional modules that want
-to know as well are told from here (`sent`, `taken`, `look`).
+to know as well are told from here (`sent`, `taken`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from . import state
 from .changes import touches
 from .request import Request, current
 
-__all__ = ["commits_by_itself", "hides", "look", "may_have_written", "only_reads", "sent", "taken", "watch"]
+__all__ = ["commits_by_itself", "hides", "may_have_written", "only_reads", "sent", "taken", "watch"]
 
 sent: list[Callable[[Request, Connection, bool], object]] = []
 """Optional modules, called with each statement of a request that may write, and whether it plainly reads all the same:
@@ -47,7 +47,6 @@ taken: list[Callable[[Request, Dialect], object]] = []
 """Optional modules, called with each connection that a request takes past SQLAlchemy's Connection."""
 
 _watched: weakref.WeakSet[Dialect] = weakref.WeakSet()
-_lookers: weakref.WeakSet[Callable[..., None]] = weakref.WeakSet()  # listeners to statements that let them pass
 
 _WORD = re.compile(r"(?:\s|/\*.*?\*/|--[^\n]*\n|\()*([a-z]+)", re.IGNORECASE | re.DOTALL)
 _WRITES = re.compile(r"\b(insert|update|delete|merge|into|call|replace)\b|;\s*\S", re.IGNORECASE)
@@ -107,27 +106,11 @@ def watch(engine: Engine) -> None:
     event.listen(engine, "do_execute", _on_statement)
     event.listen(engine, "do_executemany", _on_statement)
     event.listen(engine, "do_execute_no_params", _on_statement_alone)
-    _lookers.add(_on_statement)
     on_commit = functools.partial(_on_commit, dialect)
     dialect.do_commit = _told(on_commit, dialect.do_commit)  # type: ignore[method-assign]
     dialect.do_rollback = _told(_on_rollback, dialect.do_rollback)  # type: ignore[method-assign]
     for name in ("do_prepare_twophase", "do_commit_twophase"):  # after the first of them, others may commit it
         setattr(dialect, name, _told(lambda connection: on_commit(connection.connection), getattr(dialect, name)))
-
-
-def look(engine: Engine, listener: Callable[[Connection, Any], object]) -> None:
-    """Have `listener` called before each statement of `engine`, in a request or not, with its connection and text."""
-
-    def on_statement(cursor: Any, statement: Any, parameters: Any, context: ExecutionContext) -> None:
-        listener(context.root_connection, statement)
-
-    def on_statement_alone(cursor: Any, statement: Any, context: ExecutionContext) -> None:
-        listener(context.root_connection, statement)
-
-    _lookers.add(on_statement)
-    event.listen(engine, "do_execute", on_statement)
-    event.listen(engine, "do_executemany", on_statement)
-    event.listen(engine, "do_execute_no_params", on_statement_alone)
 
 
 def _told(listener: Callable[[Any], None], method: Callable[..., Any]) -> Callable[..., Any]:
@@ -255,7 +238,7 @@ def _safe(request: Request) -> bool:
 def hides(dialect: Dialect) -> bool:
     """Whether somebody else listens to statements, and may send some of them instead of SQLAlchemy, unseen by us."""
     listeners = (*dialect.dispatch.do_execute, *dialect.dispatch.do_executemany)
-    return any(each not in _lookers for each in listeners)
+    return any(each is not _on_statement for each in listeners)
 
 
 def _on_rollback(proxied: PoolProxiedConnection) -> None:
