@@ -13,12 +13,14 @@ request no more than that. Nothing of it counts as the request's own.
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from typing import Any
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.pool import QueuePool
 
+from wsgi_dbguard import connecting
 from wsgi_dbguard.link import KEY, Link
 from wsgi_dbguard.request import Request, current
 from wsgi_dbguard.watchdog import Deadline
@@ -110,6 +112,8 @@ def _ask(engine: Engine, statements: dict[Any, str], timeout: float) -> tuple[ty
     own = Request({"PATH_INFO": __name__})  # what a report of the pool's users calls it
     own.held = float("inf")  # it has no patience: where the breaker knows that the server is away it is told at once
     outside = current.set(own)
+    # The primary has its own limit: its breaker would take a slow connection for an outage.
+    hurry = connecting.patience.set(timeout if statements is _APPLIED else math.inf)
     try:
         with engine.connect() as connection:
             # Only now: until it has connected, the dialect does not know MariaDB from MySQL.
@@ -117,6 +121,7 @@ def _ask(engine: Engine, statements: dict[Any, str], timeout: float) -> tuple[ty
             with _deadline(connection, timeout):
                 return kind, connection.exec_driver_sql(statements[kind]).one()
     finally:
+        connecting.patience.reset(hurry)
         current.reset(outside)
         own.end()
 
