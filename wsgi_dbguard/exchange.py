@@ -180,9 +180,14 @@ class Exchange:
         return self._write_now
 
     def _goes_on(self, first: bytes, body: Iterable[bytes], iterator: Iterator[bytes]) -> bool:
-        """Whether there may be more of the body than `first`, that the application has yet to make."""
-        if first is END or type(iterator) in _MADE:
+        """Whether there may be more of the body than `first`, that the application has yet to make.
+
+        Not looked into where the method is safe.
+        """
+        if self.request.safe or first is END or type(iterator) in _MADE:
             return False
+        if not isinstance(first, bytes) or not self._headers:  # what is wrong with it is the server's to say
+            return True
         lengths = [value for name, value in self._headers if name.lower() == "content-length"]
         return lengths != [str(len(first))]
 
