@@ -9,8 +9,6 @@ Example::
 
     bound("psycopg2", (), keywords, 10.0)       # keywords["connect_timeout"] is 10 then
     install(engine.dialect, lambda: 10.0)
-
-Whoever has less patience says so in `patience`, around what connects.
 """
 
 from __future__ import annotations
@@ -22,17 +20,13 @@ import os
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from contextvars import ContextVar
 from typing import Any
 
 from sqlalchemy.engine import Dialect
 
-__all__ = ["bound", "install", "patience"]
+__all__ = ["bound", "install"]
 
 logger = logging.getLogger(__name__)
-
-patience: ContextVar[float] = ContextVar("wsgi_dbguard.connecting.patience", default=math.inf)
-"""Seconds that the running code has for the opening of a connection, where that is less than the limit."""
 
 _KEYWORD = "connect_timeout"
 _LIBPQ = frozenset({"psycopg2", "psycopg"})
@@ -46,7 +40,7 @@ def bound(driver: str, args: Sequence[Any], keywords: dict[str, Any], seconds: f
         return
     if driver in _LIBPQ and ("PGCONNECT_TIMEOUT" in os.environ or "PGSERVICE" in os.environ):
         return
-    keywords[_KEYWORD] = math.ceil(min(seconds, patience.get()))
+    keywords[_KEYWORD] = math.ceil(seconds)
 
 
 def install(dialect: Dialect, seconds: Callable[[], float | None]) -> None:
@@ -65,7 +59,6 @@ def install(dialect: Dialect, seconds: Callable[[], float | None]) -> None:
     def limited(*args: Any, **keywords: Any) -> Any:
         nonlocal names
         limit = seconds()
-        limit = None if limit is None else min(limit, patience.get())
         ours = [] if limit is None or args else [name for name in names if name not in keywords]
         if not ours:
             return connect(*args, **keywords)

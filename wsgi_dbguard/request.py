@@ -89,7 +89,6 @@ class Request:
         "stand_in",
         "started",
         "statements",
-        "streams",
         "thread",
         "told",
         "trace",
@@ -139,7 +138,6 @@ class Request:
         self.blamed: Failure | None = None  # then: what the database did to cause that
         self.failure: type[BaseException] | None = None  # what the application raised first through the middleware
         self.extras: tuple[Extra, ...] = ()  # by `arrivals`
-        self.streams = False  # not safe, and its body may go on after its headers have left
         self.stand_in = False  # it used a replica: if that failed, a second attempt has the primary
 
     @property

@@ -147,8 +147,7 @@ def prepare(engine: Engine, pair: PostgreSQLPair) -> None:
 
 @pytest.fixture
 def site(make_site: Callable[..., Site]) -> Site:
-    # On a machine that is busy an answer may take its time: no replica is to be out for that.
-    return make_site(probe_timeout=30.0, max_lag=60.0, pin=70.0).ready()
+    return make_site().ready()
 
 
 __all__ = ["Answer", "Item", "Site"]

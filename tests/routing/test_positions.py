@@ -68,26 +68,6 @@ def test_lsn_behind_a_header_is_rounded_down(text: str, rounded: str) -> None:
     assert str(Lsn.inserted(text, BLOCK, SEGMENT)) == rounded
 
 
-def test_who_is_ahead_of_the_primary_is_not_its_replica() -> None:
-    primary = Lsn.inserted("0/3002018", BLOCK, SEGMENT, 2)
-    assert str(primary) == "0/3002000/2"
-    assert not Lsn(0x3002018).beyond(primary)
-    assert Lsn(0x3002019).beyond(primary)
-    gtids = MariaDBGtids.parse("0-2-10")
-    assert not MariaDBGtids.parse("0-1-9,1-1-5").beyond(gtids)
-    assert MariaDBGtids.parse("0-2-11").beyond(gtids)
-    assert MariaDBGtids.parse("0-1-10").beyond(gtids)
-
-
-def test_positions_of_a_primary_not_seen_yet_are_not_known() -> None:
-    assert Lsn(5, 1).known({2}, Lsn(9))
-    assert not Lsn(5, 2).known({1}, Lsn(9))
-    written = MariaDBGtids.parse("0-2-5")
-    assert written.known({2}, MariaDBGtids.parse("0-1-9"))
-    assert written.known({1}, MariaDBGtids.parse("0-2-9"))
-    assert not written.known({1}, MariaDBGtids.parse("0-1-9"))
-
-
 def test_mariadb_goes_by_the_sequence_of_each_domain() -> None:
     position = MariaDBGtids.parse("0-1-10,2-5-3")
     assert covers(MariaDBGtids.parse("0-2-11,2-5-3"), position)  # another server, after a failover

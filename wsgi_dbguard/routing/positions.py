@@ -7,7 +7,7 @@ that covers both.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, Self
 
 __all__ = ["Lsn", "MariaDBGtids", "MySQLGtids", "Position", "covers", "parse"]
@@ -15,8 +15,6 @@ __all__ = ["Lsn", "MariaDBGtids", "MySQLGtids", "Position", "covers", "parse"]
 
 class Position(Protocol):
     """How far a server is. `str()` of it is what `parse` reads."""
-
-    history: int  # which primary wrote it: another one after a failover, whose positions are not to be compared; or 0
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -26,35 +24,24 @@ class Position(Protocol):
 
     def join(self, other: Any) -> Self: ...
 
-    def beyond(self, primary: Any) -> bool:
-        """Whether a replica at this position cannot be that of the primary that is, later, at `primary`."""
-
-    def known(self, histories: Collection[int], mark: Any) -> bool:
-        """Whether it is of these histories, or of the one that the replica at `mark` has, and so can be compared."""
-
-    def histories(self) -> set[int]:
-        """That it tells of, if a primary told it."""
-
 
 class Lsn:
     """A place in PostgreSQL's write-ahead log, in bytes from its beginning."""
 
-    __slots__ = ("history", "upper", "value")
+    __slots__ = ("value",)
 
-    def __init__(self, value: int, history: int = 0) -> None:
+    def __init__(self, value: int) -> None:
         self.value = value
-        self.history = history  # the timeline, where known
-        self.upper = value  # as the server told it, see `inserted`
 
     @classmethod
     def parse(cls, text: str) -> Lsn:
-        match = re.fullmatch(r"([0-9A-F]{1,8})/([0-9A-F]{1,8})(?:/([0-9A-F]{1,8}))?", text, re.ASCII)
+        match = re.fullmatch(r"([0-9A-F]{1,8})/([0-9A-F]{1,8})", text, re.ASCII)
         if not match:
             raise ValueError(f"no LSN: {text!r}")
-        return cls(int(match[1], 16) << 32 | int(match[2], 16), int(match[3] or "0", 16))
+        return cls(int(match[1], 16) << 32 | int(match[2], 16))
 
     @classmethod
-    def inserted(cls, text: str, block: int, segment: int, history: int = 0) -> Lsn:
+    def inserted(cls, text: str, block: int, segment: int) -> Lsn:
         """The end of the last record, from ``pg_current_wal_insert_lsn()``; `block` and `segment` are sizes in bytes.
 
         Where that record ends with its page, the function tells the place behind the next page's header: 24 bytes, or
@@ -63,42 +50,28 @@ class Lsn:
         """
         value = cls.parse(text).value
         header = 40 if value % segment < block else 24
-        inserted = cls(value - header if value % block == header else value, history)
-        inserted.upper = value
-        return inserted
+        return cls(value - header if value % block == header else value)
 
     def covers(self, other: Lsn) -> bool:
         return self.value >= other.value
 
     def join(self, other: Lsn) -> Lsn:
-        return Lsn(max(self.value, other.value), max(self.history, other.history))
-
-    def beyond(self, primary: Lsn) -> bool:
-        return self.value > primary.upper
-
-    def known(self, histories: Collection[int], mark: Lsn) -> bool:
-        return self.history <= max(histories, default=0)
-
-    def histories(self) -> set[int]:
-        return {self.history}
+        return self if self.covers(other) else other
 
     def __str__(self) -> str:
-        """With the timeline as a third number."""
-        text = f"{self.value >> 32:X}/{self.value & 0xFFFFFFFF:X}"
-        return f"{text}/{self.history:X}" if self.history else text
+        return f"{self.value >> 32:X}/{self.value & 0xFFFFFFFF:X}"
 
 
 class MariaDBGtids:
     """The last transaction of each replication domain, as in ``0-1-4711,1-1-12``: domain, server, sequence number.
 
-    The server's number does not count: it is another one after a failover, and the sequence goes on. See `known`.
+    The server's number does not count: it is another one after a failover, and the sequence goes on.
     """
 
-    __slots__ = ("history", "last")
+    __slots__ = ("last",)
 
-    def __init__(self, last: Mapping[int, tuple[int, int]], history: int = 0) -> None:
+    def __init__(self, last: Mapping[int, tuple[int, int]]) -> None:
         self.last = dict(last)  # by domain: server, sequence number
-        self.history = history  # the number of the primary that told it
 
     @classmethod
     def parse(cls, text: str) -> MariaDBGtids:
@@ -122,23 +95,6 @@ class MariaDBGtids:
                 joined[domain] = each
         return MariaDBGtids(joined)
 
-    def beyond(self, primary: MariaDBGtids) -> bool:
-        for domain, (server, number) in self.last.items():
-            theirs = primary.last.get(domain)
-            # It may know domains that the primary never wrote to its binary log.
-            if theirs is not None and (number > theirs[1] or (number == theirs[1] and server != theirs[0])):
-                return True
-        return False
-
-    def known(self, histories: Collection[int], mark: MariaDBGtids) -> bool:
-        return all(
-            server in histories or mark.last.get(domain, (None,))[0] == server
-            for domain, (server, _) in self.last.items()
-        )
-
-    def histories(self) -> set[int]:
-        return {self.history, *(server for server, _ in self.last.values())}
-
     def __str__(self) -> str:
         return ",".join(f"{domain}-{server}-{number}" for domain, (server, number) in sorted(self.last.items()))
 
@@ -147,7 +103,6 @@ class MySQLGtids:
     """A set of transactions, as in ``3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5:11,…``: source (and tag), intervals."""
 
     __slots__ = ("intervals",)
-    history = 0  # each source counts for itself: sets of two histories can be compared
 
     def __init__(self, intervals: Mapping[str, Iterable[tuple[int, int]]]) -> None:
         self.intervals = {source: _merged(each) for source, each in intervals.items()}
@@ -180,15 +135,6 @@ class MySQLGtids:
     def join(self, other: MySQLGtids) -> MySQLGtids:
         sources = self.intervals.keys() | other.intervals.keys()
         return MySQLGtids({each: [*self.intervals.get(each, ()), *other.intervals.get(each, ())] for each in sources})
-
-    def beyond(self, primary: MySQLGtids) -> bool:
-        return False
-
-    def known(self, histories: Collection[int], mark: MySQLGtids) -> bool:
-        return True
-
-    def histories(self) -> set[int]:
-        return {0}
 
     def __str__(self) -> str:
         return ",".join(

@@ -4,21 +4,13 @@ Two numbers decide. Its high-water mark is the position that it was last seen to
 read there, with no question asked. And `covered` is the moment (by our clock) of the newest position of the primary
 that the replica is known to have applied: all that was committed before is there. So its lag is at most the time since
 then, whoever's clock goes wrong, on an idle primary too, and when nobody looked for long.
-
-Both compare positions of one history. After a failover a replica may have more of the old primary than the new one has:
-it follows nobody, and the new primary's positions grow past its own. It is known by being ahead of a primary that was
-asked after it, and is not used again until it has what was written past that place. What the primary told before this
-replica was compared in that way does not count, nor what another primary told.
-
-Not closed: the new primary gets past the replica's place in the milliseconds between the two questions; or the replica
-was held back (a delay, a pause) and still applies what it has of the old primary while the new one gets past it.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from time import monotonic
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -62,9 +54,6 @@ class Replica:
     def reset(self) -> None:
         """Nothing is known, as after a fork."""
         self._lock = threading.Lock()
-        self.histories: set[int] = set()  # of the primaries that were seen so far; `Replicas` adds to it
-        self._astray: Position | None = None  # where it was found ahead of the primary
-        self._since: float | None = None  # the first sample that it was compared with, since it was out
         self.mark: Position | None = None
         self.covered: float | None = None
         self.out_until = 0.0
@@ -91,12 +80,7 @@ class Replica:
     def has(self, position: Position) -> bool:
         """Whether it is known to have applied `position`."""
         mark = self.mark
-        return mark is not None and covers(mark, position) and position.known(self.histories, mark)
-
-    def forget(self) -> None:
-        """The primary is another one: what was known of the lag does not count."""
-        with self._lock:
-            self.covered = self._since = None
+        return mark is not None and covers(mark, position)
 
     def engine_like(self, bind: Engine, primary: Engine) -> Engine:
         """Its engine, with the execution options that `bind`, a copy of the primary's engine, has."""
@@ -107,11 +91,8 @@ class Replica:
             copy = self._copies[bind] = self.engine.execution_options(**bind.get_execution_options())
         return copy
 
-    def ask(self, samples: Iterable[Sample] = (), confirm: Callable[[], Position | None] | None = None) -> bool:
-        """Ask how far it is, and note it, also with what is known of the primary. Whether it answered, and is of use.
-
-        `confirm` asks the primary once more, if it answers.
-        """
+    def ask(self, samples: Iterable[Sample] = ()) -> bool:
+        """Ask how far it is, and note it, also with what is known of the primary. Whether it answered."""
         self.probes += 1
         try:
             mark = applied(self._asking, self._config.probe_timeout)
@@ -123,31 +104,8 @@ class Replica:
         except Exception as error:  # drivers have some of their own when a socket is cut
             self._take_out(error)
             return False
-        samples = list(samples)
-        compared = confirm is not None and bool(samples)
-        if confirm is not None and samples and mark.beyond(samples[-1][1]):
-            now_at = confirm()
-            compared = now_at is not None
-            if now_at is not None and mark.beyond(now_at):
-                self._astray = mark
-                self._take_out("it is ahead of the primary, so it follows another one")
-                return False
-            if now_at is not None and now_at.history != samples[-1][1].history:
-                samples, compared = [], False
+        seen = [at for at, position in samples if covers(mark, position)]
         with self._lock:
-            if self._since is None and compared:
-                self._since = samples[-1][0]
-            since, astray = self._since, self._astray
-            seen = [
-                at
-                for at, position in samples
-                if since is not None
-                and at >= since
-                and covers(mark, position)
-                and not (astray is not None and covers(astray, position))
-            ]
-            if seen:
-                self._astray = None
             if not self._goes_back(mark) and self.covered is not None:
                 seen.append(self.covered)
             self.mark, self.covered = mark, max(seen, default=None)
@@ -162,7 +120,7 @@ class Replica:
         news = not self.is_out(now)
         with self._lock:
             self.out_until = now + self._config.out_for
-            self.mark = self.covered = self._since = None
+            self.mark = self.covered = None
         if news:
             logger.warning("%s is left alone for %g s: %s", self.name, self._config.out_for, reason)
 
@@ -183,7 +141,7 @@ class Replica:
             with self._lock:
                 if not self._goes_back(mark):
                     return
-                self.mark, self.covered, self._since = mark, None, None
+                self.mark, self.covered = mark, None
             logger.warning("%s has gone back to %s: it was restarted, or is several servers", self.name, mark)
         request = current.get()
         if request is not None and request.stand_in:  # it was chosen by what was known

@@ -239,21 +239,6 @@ class Replicas:
             time.sleep(min(pause, left))
             pause *= 2
 
-    def _sample(self) -> Position | None:
-        """How far the primary is, and noted; None where it does not answer."""
-        now = monotonic()
-        position = None
-        with suppress(Exception):
-            position = written(self.asking, self.config.probe_timeout)
-            if self._samples and self._samples[-1][1].history != position.history:
-                self._samples.clear()
-                for each in self.replicas:
-                    each.forget()
-            for each in self.replicas:
-                each.histories |= position.histories()
-            self._samples.append((now, position))
-        return position
-
     def _check(self) -> None:
         """Now and then, by one thread at a time: how far is the primary, and how far are the replicas?"""
         now = monotonic()
@@ -261,20 +246,17 @@ class Replicas:
             return
         try:
             # An older sample will do; and whoever needs the primary will tell what is wrong.
-            told = self._sample()
+            with suppress(Exception):
+                self._samples.append((now, written(self.asking, self.config.probe_timeout)))
             samples = list(self._samples)
             for each in self.replicas:
                 if not each.is_out(now):
-                    each.ask(samples, self._sample if told is not None else _nothing)
+                    each.ask(samples)
             done = monotonic()
             soon = any(not each.usable(done) and not each.is_out(done) for each in self.replicas)
             self._next_check = done + (min(_SOON, self.config.check_every) if soon else self.config.check_every)
         finally:
             self._checking.release()
-
-
-def _nothing() -> None:
-    return None
 
 
 def _arrive(request: Request, environ: dict[str, Any]) -> None:

@@ -67,13 +67,10 @@ class Route:
     def _may_have_written(self, request: Request) -> bool:
         if self.wrote or self.unseen > 0:
             return True
-        if request.safe:
-            return request.commits > 0 and hides(self.group.primary.dialect)
-        # What a cursor of the driver's own was given is not seen, its COMMIT is; and a body that goes on may write yet.
-        return request.commits > 0 or request.streams
+        return request.commits > 0 and hides(self.group.primary.dialect)
 
     def _token(self, request: Request, failed: bool) -> Token:
-        if request.in_doubt or failed or self._goes_on(request):
+        if request.in_doubt or failed or self._goes_on():
             return self._pin()
         try:
             return Token(written(self.group.asking, self.group.config.probe_timeout))
@@ -83,10 +80,9 @@ class Route:
             logger.warning("%r: the primary's position could not be read, a pin instead: %s", request, error)
         return self._pin()
 
-    def _goes_on(self, request: Request) -> bool:
-        """Whether it may commit after this: the position of that commit is not known."""
-        unfinished = self._unfinished is not None and any(each.is_active for each in self._unfinished)
-        return unfinished or (request.streams and not request.safe)
+    def _goes_on(self) -> bool:
+        """Whether it has written what it has not committed yet: the position of that commit is not known."""
+        return self._unfinished is not None and any(each.is_active for each in self._unfinished)
 
     def _pin(self) -> Token:
         self.group.count("pins")

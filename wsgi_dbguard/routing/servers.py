@@ -5,7 +5,7 @@ request no more than that. Nothing of it counts as the request's own.
 
 * PostgreSQL's primary: the insert position. With ``synchronous_commit = off`` the positions of write and flush are
   behind the commit that was answered. A replica that was promoted tells a replay position that never moves again, so
-  it is asked whether it is one. The timeline is in the first 8 digits of a log file's name.
+  it is asked whether it is one.
 * MariaDB: ``gtid_binlog_pos`` of the primary, ``gtid_slave_pos`` of the replica. Never MASTER_GTID_WAIT: on a server
   that replicates nothing it waits for ever.
 * MySQL: ``gtid_executed`` of both.
@@ -13,14 +13,12 @@ request no more than that. Nothing of it counts as the request's own.
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
 from typing import Any
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.pool import QueuePool
 
-from wsgi_dbguard import connecting
 from wsgi_dbguard.link import KEY, Link
 from wsgi_dbguard.request import Request, current
 from wsgi_dbguard.watchdog import Deadline
@@ -32,8 +30,8 @@ __all__ = ["NotReplicating", "PoolExhausted", "applied", "applied_by", "has_room
 _KINDS: dict[str, type[Position]] = {"postgresql": Lsn, "mariadb": MariaDBGtids, "mysql": MySQLGtids}
 _WRITTEN = {
     Lsn: "SELECT pg_current_wal_insert_lsn()::text, current_setting('wal_block_size'),"
-    " pg_size_bytes(current_setting('wal_segment_size')), left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)",
-    MariaDBGtids: "SELECT @@global.gtid_binlog_pos, @@global.server_id",
+    " pg_size_bytes(current_setting('wal_segment_size'))",
+    MariaDBGtids: "SELECT @@global.gtid_binlog_pos",
     MySQLGtids: "SELECT @@global.gtid_executed",
 }
 _APPLIED = {
@@ -68,11 +66,8 @@ def written(engine: Engine, timeout: float) -> Position:
     """
     kind, row = _ask(engine, _WRITTEN, timeout)
     if kind is Lsn:
-        return Lsn.inserted(row[0], int(row[1]), int(row[2]), int(row[3], 16))
-    position = _position(kind, row[0])
-    if isinstance(position, MariaDBGtids):
-        position.history = int(row[1])
-    return position
+        return Lsn.inserted(row[0], int(row[1]), int(row[2]))
+    return _position(kind, row[0])
 
 
 def applied(engine: Engine, timeout: float) -> Position:
@@ -115,8 +110,6 @@ def _ask(engine: Engine, statements: dict[Any, str], timeout: float) -> tuple[ty
     own = Request({"PATH_INFO": __name__})  # what a report of the pool's users calls it
     own.held = float("inf")  # it has no patience: where the breaker knows that the server is away it is told at once
     outside = current.set(own)
-    # The primary has its own limit: its breaker would take a slow connection for an outage.
-    hurry = connecting.patience.set(timeout if statements is _APPLIED else math.inf)
     try:
         with engine.connect() as connection:
             # Only now: until it has connected, the dialect does not know MariaDB from MySQL.
@@ -124,7 +117,6 @@ def _ask(engine: Engine, statements: dict[Any, str], timeout: float) -> tuple[ty
             with _deadline(connection, timeout):
                 return kind, connection.exec_driver_sql(statements[kind]).one()
     finally:
-        connecting.patience.reset(hurry)
         current.reset(outside)
         own.end()
 
