@@ -305,5 +305,14 @@ def test_what_is_opened_in_time_has_no_limit_any_more(postgres: PostgreSQL, make
         assert not any(isinstance(each.action.__self__, Link) for each in _pending())
 
 
+def test_nor_has_one_of_a_pool_that_two_engines_share(postgres: PostgreSQL, make_engine: Make) -> None:
+    engine = make_engine(postgres.url())
+    other = create_engine(postgres.url(), pool=engine.pool)
+    guard(engine)
+    guard(other)
+    with other.connect():
+        assert not any(isinstance(each.action.__self__, Link) for each in _pending())
+
+
 def _pending() -> list[Any]:
     return [each for each in watchdog._watchdog.pending.values() if hasattr(each.action, "__self__")]

@@ -158,7 +158,8 @@ class PoolGuard:
         """Before SQLAlchemy's own questions, and the user's, which belong to the opening and to its time."""
         link = registry.link_of(connection, entry)
         self._tune(link)
-        if link.fd is not None and self.config.connect_timeout is not None:
+        # Two engines may share the pool, and each have a guard.
+        if link.opening is None and link.fd is not None and self.config.connect_timeout is not None:
             link.opening = Deadline(self.config.connect_timeout, link.cut)
             link.opening.__enter__()
 
