@@ -17,6 +17,7 @@ What it is not: a measure of speed. The load is light, so that what is seen is t
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -29,7 +30,7 @@ from .load import Answer, LoadGenerator
 from .postgres import PostgreSQL
 from .proxy import FaultProxy
 from .replication import PostgreSQLPair
-from .servers import APPS, gunicorn
+from .servers import APPS, Server, gunicorn
 
 __all__ = ["HOLD", "PAGES", "Span", "Timeline", "Track", "contenders", "record"]
 
@@ -120,8 +121,11 @@ def record(
     with ExitStack() as stack:
         stage = _Stage(stack, seconds, tell)
         tell("starting a gunicorn for each contender")
+        # At the end the servers stop first, all at once: requests that hang end with them, also after an interrupt.
+        loads = stack.enter_context(ExitStack())
         stage.serve(stack, names or contenders(), directory)
-        stage.load(stack)
+        stack.callback(stage.give_up)
+        stage.load(loads)
         stage.play()
         tell("waiting for the last answers")
         stage.finish()
@@ -139,12 +143,11 @@ class _Stage:
         self.pair.primary.query("create table written (token text)")
         self._tell = tell
         self._networks: dict[str, FaultProxy] = {}
-        self._urls: dict[str, str] = {}
+        self._servers: dict[str, Server] = {}
         self._loads: list[LoadGenerator] = []
         self._begun = 0.0
 
     def serve(self, stack: ExitStack, names: tuple[str, ...], directory: Path) -> None:
-        servers = {}
         for name in names:
             network = self._networks[name] = FaultProxy(self.pair.primary.host, self.pair.primary.port)
             stack.enter_context(network)
@@ -158,17 +161,26 @@ class _Stage:
                 DATABASE_URL=self.pair.primary.url_through(network.host, network.port, DRIVER),
                 WSGI_DBGUARD_HOLD=str(HOLD),
             )
-            servers[name] = stack.enter_context(server)
-        self._urls = {name: server.ready("/echo?token=first") for name, server in servers.items()}
+            self._servers[name] = stack.enter_context(server)
+        for server in self._servers.values():
+            server.ready("/echo?token=first")
+
+    def give_up(self) -> None:
+        """Tell all servers to end, and whoever waits on the network that there is none."""
+        for server in self._servers.values():
+            server.child.send(signal.SIGTERM)
+        for network in self._networks.values():
+            network.reset()
+            network.refuse()
 
     def load(self, stack: ExitStack) -> None:
         """Start all the load; the minute begins when that is done."""
-        for name, url in self._urls.items():
+        for name, server in self._servers.items():
             track = self.tracks[name] = Track(name)
             method: Method
             for method, path, rate in (("GET", "echo", PAGES), ("POST", "write", ORDERS)):
                 load = LoadGenerator(
-                    f"{url}/{path}?token={{token}}",
+                    f"{server.url}/{path}?token={{token}}",
                     method=method,
                     rate=rate,
                     threads=int(CLIENTS * rate),
