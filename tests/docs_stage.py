@@ -2,24 +2,33 @@
 
     python tests/docs_stage.py DIRECTORY <blocks.json
 
-In a process of its own for each page: a guard is for the whole process, and so is what Sentry or Prometheus install.
-`stage` writes into DIRECTORY what a reader has: `myapp`, a Django project `mysite`, a distribution `shop` for
-PasteDeploy. ``db.example`` is a private PostgreSQL, by libpq's own PGHOSTADDR: a name is a name, the address is here.
+Each page in a process of its own: a guard is for the whole process, and so is what Sentry or Prometheus install. They
+are forked, one after the other, from one that has imported what most of them need.
 
-Blocks come as JSON, pairs of language and text. Those of one page share their names, as a reader would have them. After
-each one what it has made is used: the application answers, engines connect. One line for each block that worked.
+`stage` writes into DIRECTORY what a reader has: `myapp`, a Django project `mysite`, a distribution `shop` for
+PasteDeploy. ``db.example`` is a private PostgreSQL, by libpq's own PGHOSTADDR.
+
+Pages come as JSON, each as a list of its blocks, these as pairs of language and text. Blocks of one page share their
+names, as a reader would have them. After each block what it has made is used: the application answers, engines connect.
+One line of JSON for each page: how many of its blocks worked, and what the next one met.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
 import tempfile
+import traceback
 import types
 from pathlib import Path
 from typing import Any
+
+from flask import Flask
+from sqlalchemy import Engine
+from werkzeug.test import Client
+
+from wsgi_dbguard import DBGuard
 
 __all__ = ["stage"]
 
@@ -69,27 +78,36 @@ def stage(directory: Path) -> None:
 def main(directory: str) -> None:
     sys.path.insert(0, directory)
     os.environ["DJANGO_SETTINGS_MODULE"] = "mysite"
-    module = sys.modules["__docs__"] = types.ModuleType("__docs__")
-    namespace = module.__dict__
+    answers, sys.stdout = sys.stdout, sys.stderr
+    for blocks in json.load(sys.stdin):
+        child = os.fork()
+        if not child:
+            print(json.dumps(run(blocks)), file=answers, flush=True)
+            os._exit(0)  # no exit handler of what was installed sends anything to anybody
+        os.waitpid(child, 0)
+
+
+def run(blocks: list[tuple[str, str]]) -> tuple[int, str]:
     import myapp  # type: ignore[import-not-found]
 
+    module = sys.modules["page"] = types.ModuleType("page")
+    namespace = module.__dict__
     namespace.update(application=myapp.application, engine=myapp.engine)
-    answers, sys.stdout = sys.stdout, sys.stderr
-    for language, text in json.load(sys.stdin):
-        if language == "python":
-            if "app." in text or "(app)" in text:
-                namespace.setdefault("app", flask())
-            exec(compile(text, "<snippet>", "exec"), namespace)
-            use(namespace)
-        else:
-            paste(text)
-        print("ran", file=answers, flush=True)
-    os._exit(0)  # no exit handler of what was installed sends anything to anybody
+    for worked, (language, text) in enumerate(blocks):
+        try:
+            if language == "python":
+                if "app." in text or "(app)" in text:
+                    namespace.setdefault("app", flask())
+                exec(compile(text, "<snippet>", "exec"), namespace)
+                use(namespace)
+            else:
+                paste(text)
+        except Exception:
+            return worked, traceback.format_exc()
+    return len(blocks), ""
 
 
 def flask() -> Any:
-    from flask import Flask
-
     app = Flask("shop")
     app.add_url_rule("/", view_func=lambda: "ok")
     return app
@@ -97,9 +115,6 @@ def flask() -> Any:
 
 def use(namespace: dict[str, Any]) -> None:
     """Each thing that a reader would have now."""
-    from sqlalchemy import Engine
-    from werkzeug.test import Client
-
     for name, value in list(namespace.items()):
         if isinstance(value, Engine):
             with value.connect() as connection:
@@ -108,8 +123,6 @@ def use(namespace: dict[str, Any]) -> None:
             response = Client(value).get("/")
             assert (response.status_code, response.text) == (200, "ok"), response.text
     if "main" in namespace:  # Pyramid's
-        from wsgi_dbguard import DBGuard
-
         assert isinstance(namespace["main"]({}, **{"dbguard.hold": "10"}), DBGuard)
     if "prometheus" in namespace and namespace["application"] is not sys.modules["myapp"].application:
         assert "db_client_connection_count" in Client(namespace["application"]).get("/metrics").text
@@ -118,9 +131,6 @@ def use(namespace: dict[str, Any]) -> None:
 def paste(text: str) -> None:
     """An ini file of PasteDeploy's."""
     from paste.deploy import loadapp  # type: ignore[import-untyped]
-    from werkzeug.test import Client
-
-    from wsgi_dbguard import DBGuard
 
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "production.ini")
@@ -132,5 +142,4 @@ def paste(text: str) -> None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):
-        main(sys.argv[1])
+    main(sys.argv[1])

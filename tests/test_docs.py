@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -99,36 +100,27 @@ def environment(postgres: PostgreSQL) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def pages(site: Path, environment: dict[str, str]) -> Iterator[dict[Path, subprocess.Popen[str]]]:
-    """The process of each page, all at once, and at work on its blocks."""
-    running: dict[Path, subprocess.Popen[str]] = {}
-    try:
-        for page in dict.fromkeys(block.page for block in STAGED):
-            running[page] = process = subprocess.Popen(
-                [sys.executable, ROOT / "tests" / "docs_stage.py", site],
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            assert process.stdin is not None
-            json.dump([(block.language, block.text) for block in STAGED if block.page == page], process.stdin)
-            process.stdin.close()
-            process.stdin = None  # for communicate()
-        yield running
-    finally:
-        for process in running.values():
-            process.kill()
-            process.communicate()
+def outcomes(site: Path, environment: dict[str, str]) -> dict[Path, tuple[int, str]]:
+    """Of each page how many blocks worked, and the error of the next one."""
+    staged = list(dict.fromkeys(block.page for block in STAGED))
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "docs_stage.py", site],
+        env=environment,
+        input=json.dumps([[(each.language, each.text) for each in STAGED if each.page == page] for page in staged]),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(zip(staged, map(json.loads, done.stdout.splitlines()), strict=True))
 
 
 @pytest.mark.parametrize("page", dict.fromkeys(block.page for block in STAGED), ids=lambda page: page.name)
-def test_the_snippets_of_a_page_work(page: Path, pages: dict[Path, subprocess.Popen[str]]) -> None:
-    told, errors = pages[page].communicate(timeout=120)
+def test_the_snippets_of_a_page_work(page: Path, outcomes: dict[Path, tuple[int, str]]) -> None:
     mine = [block for block in STAGED if block.page == page]
-    done = told.split().count("ran")
-    assert done == len(mine), f"{mine[done]} fails:\n{errors}"
+    worked, error = outcomes[page]
+    assert worked == len(mine), f"{mine[worked]} fails:\n{error}"
 
 
 @pytest.mark.parametrize("block", UWSGI, ids=str)
@@ -143,12 +135,29 @@ def test_uwsgi_reads_its_lines(block: Block, tmp_path: Path, environment: dict[s
 
 
 @pytest.mark.parametrize("command", [each for each in COMMANDS if each in RUN])
-def test_a_command_works(command: str, site: Path, environment: dict[str, str]) -> None:
-    done = subprocess.run(
-        shlex.split(command + RUN[command]), cwd=site, env=environment, capture_output=True, text=True, timeout=120
-    )
+def test_a_command_works(
+    command: str,
+    site: Path,
+    environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = shlex.split(command + RUN[command])
+    monkeypatch.chdir(site)
     # In a deployment by README the doctor finds nothing, and watch no fault.
-    assert done.returncode == 0, done.stdout + done.stderr
+    if words[:2] == ["wsgi-dbguard", "watch"]:
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    elif words[0] == "wsgi-dbguard":
+        for name in os.environ.keys() - environment.keys():
+            monkeypatch.delenv(name)
+        result = CliRunner().invoke(main, words[1:], env=environment)
+        assert result.exit_code == 0, result.output
+    else:
+        assert words[:2] == ["python", "-m"]
+        monkeypatch.setattr(sys, "argv", words[2:])
+        runpy.run_module(words[2], run_name="__main__")
+        assert capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", NOT_RUN)
