@@ -1,8 +1,8 @@
 """After a fork: no connection, pool, session or transaction of the parent is usable in the child.
 
 `after_fork` runs in every forked child: through `os.register_at_fork` where Python sees the fork (gunicorn,
-multiprocessing, Celery), through the uWSGI hook, and as the last net from the pid checks at request start and at
-checkout. For each connection that the parent had open, whoever held it:
+multiprocessing, Celery), through the uWSGI hook, and as the last net from the checks at request start and at checkout
+(`process`). For each connection that the parent had open, whoever held it:
 
 1. its descriptor is replaced by a dead end (`sockets.replace`), if it still is what was opened: from here on nothing
    the child does, down to its interpreter's exit, can put a byte on the parent's wire, encrypted or not;
@@ -34,9 +34,10 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 from sqlalchemy.pool import Pool, PoolProxiedConnection
 
-from . import registry, sockets, tally, watchdog
+from . import process, registry, sockets, tally, watchdog
 from .errors import ForkWarning
 from .link import KEY, Link
+from .process import here
 from .unpatched import original
 
 __all__ = ["after_fork", "on_fork", "pid"]
@@ -59,13 +60,13 @@ def after_fork() -> None:
     """Cut this process off from every database connection of its parent. See the module's page.
 
     Call it in a child that a server forked without Python seeing it. Idempotent: in a process that has not forked since
-    the last call it does nothing, at the price of one ``getpid``. Calls no driver, never raises.
+    the last call it does nothing, at the price of a look at one byte. Calls no driver, never raises.
     """
-    if os.getpid() == pid:
+    if here[0]:
         return
     # After a fork that Python did not see, two threads may come here with their first requests: the second one waits.
     with _turns.setdefault(os.getpid(), original("_thread", "RLock")()):
-        if os.getpid() != pid:
+        if not here[0]:
             _attempt(_cut_off)
 
 
@@ -89,6 +90,7 @@ def _cut_off() -> None:
     _attempt(_let_go, engines, inherited, child)
     # From here on a checkout is safe: by another thread, or by a user's listener in the next lines.
     pid = child
+    process.claim()
     for engine in engines:
         if not _in_memory(engine):
             _attempt(engine.dispose, close=False)

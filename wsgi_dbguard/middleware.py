@@ -31,6 +31,7 @@ from . import deadline, fork, frameworks, registry, sessions, transactions
 from .config import GuardConfig
 from .exchange import REQUEST, Exchange
 from .guards import configuration, guard, guard_all, guards
+from .process import here
 from .replay import Budget
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class DBGuard:
         return f"<DBGuard of {self.app!r} pools={self._pools or 'all'}>"
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if os.getpid() != fork.pid:
+        if not here[0]:
             fork.after_fork()
         known = environ.get(REQUEST)
         # Wrapped twice. An ended one is another matter: somebody outside runs the application again, for an error page.

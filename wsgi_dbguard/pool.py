@@ -39,6 +39,7 @@ from .config import GuardConfig
 from .errors import OutcomeUnknown
 from .failures import Failure
 from .link import KEY, SUSPECT, Link, Retired
+from .process import here
 from .request import current
 from .variables import Variables
 from .watchdog import Deadline
@@ -217,7 +218,7 @@ class PoolGuard:
             or now > link.expires
             or link.changed is not None
             # A request has made sure of its process when it began.
-            or (request is None and getpid() != fork.pid)
+            or (request is None and not here[0])
         ):
             link = self._examine(connection, entry, link)
         if request is None:
@@ -323,7 +324,7 @@ class PoolGuard:
         Raises:
             sqlalchemy.exc.DisconnectionError: if not; SQLAlchemy then replaces it and asks again.
         """
-        if getpid() != fork.pid:
+        if not here[0]:
             fork.after_fork()
             raise self._replace("forked", link)
         if link is None or link.guard is not self:  # opened before this guard came
