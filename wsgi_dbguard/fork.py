@@ -84,10 +84,15 @@ def _cut_off() -> None:
     engines = list(registry.engines)
     inherited = [link for link in list(registry.links) if _is_inherited(link, child)]
     registry.links.difference_update(inherited)
+    # Before they are emptied. Nobody has an idle one, and to look through all objects for who does takes a while.
+    in_use = any(link.in_use for link in inherited)
+    pools = {engine.pool for engine in engines} | {
+        pool for link in inherited if (pool := registry.pool_of(link.entry()))
+    }
     _sever(inherited)
     for callback in (watchdog.reset_after_fork, tally.reset, *_callbacks):
         _attempt(callback)
-    _attempt(_let_go, engines, inherited, child)
+    _attempt(_let_go, pools, in_use, child)
     # From here on a checkout is safe: by another thread, or by a user's listener in the next lines.
     pid = child
     process.claim()
@@ -141,15 +146,14 @@ def _dead_end(fd: int) -> int:
         return _socket.socket(_socket.AF_UNIX).detach()
 
 
-def _let_go(engines: list[Engine], inherited: list[Link], child: int) -> None:
+def _let_go(pools: set[Pool], in_use: bool, child: int) -> None:
     """Free what the parent's threads, which are not here, held at the fork: locks of pools, connections."""
     found: list[Any] = []
-    if inherited:
+    if in_use:
         found = registry.instances(
             *registry.family(Connection), *registry.family(PoolProxiedConnection), *registry.family(Pool)
         )
-    pools = [engine.pool for engine in engines] + [each for each in found if isinstance(each, Pool)]
-    for pool in pools:
+    for pool in pools.union(each for each in found if isinstance(each, Pool)):
         _attempt(_free_locks, pool)
     for each in found:
         if isinstance(each, Connection):
