@@ -31,6 +31,7 @@ import ctypes
 import logging
 import mmap
 import os
+import traceback
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -51,6 +52,7 @@ pid = os.getpid()  # of the process that everything in this package belongs to
 _turns: dict[int, Any] = {}  # by pid: a lock that some thread of another process may hold is never asked for
 _graveyard: list[object] = []  # the parent's DBAPI connections
 _told = mmap.mmap(-1, 1)  # shared by all children of this process: is the warning out?
+_SUBPROCESS = frozenset({"subprocess", "gevent.subprocess"})
 _callbacks: list[Callable[[], object]] = []
 _held: dict[int, list[object]] = {}  # by thread: what must not be collected while it forks
 
@@ -100,7 +102,7 @@ def _cut_off() -> None:
     # Told with the first event of a pool: a child that needs no connection is not to write anything.
     tally.counts["severed", ""] += len(inherited)
     told, _told = _told, mmap.mmap(-1, 1)
-    if inherited and not told[0]:
+    if inherited and not told[0] and not _becomes_a_program():
         told[0] = 1
         _attempt(_tell, inherited, parent)
 
@@ -201,6 +203,14 @@ def _empty(proxied: PoolProxiedConnection, child: int) -> None:
     if proxied.dbapi_connection is not None and _is_inherited(_link(proxied), child):
         _bury(proxied.dbapi_connection)
         proxied.dbapi_connection = None  # type: ignore[misc]
+
+
+def _becomes_a_program() -> bool:
+    """Whether `subprocess` forked, which Python sees where it was given a preexec_fn, and always under gevent."""
+    return any(
+        frame.f_code.co_name == "_execute_child" and frame.f_globals.get("__name__") in _SUBPROCESS
+        for frame, _ in traceback.walk_stack(None)
+    )
 
 
 def _in_memory(engine: Engine) -> bool:
