@@ -11,6 +11,9 @@ multiprocessing, Celery), through the uWSGI hook, and as the last net from the c
    (PendingRollbackError) until it is rolled back, then works, by SQLAlchemy's own rules; raw connections are closed;
 4. every engine gets a fresh pool (``dispose(close=False)``).
 
+What the parent's other threads keep in thread-local storage is let go of in the child before any handler runs there:
+a ``raw_connection()`` would be rolled back on the parent's wire. So the thread that forks holds all of it meanwhile.
+
 No driver method is called: with another thread in the middle of a query at the fork, drivers' locks are held for ever
 in the child, and ``close()`` or ``rollback()`` would hang. The parent never notices any of it.
 
@@ -22,11 +25,13 @@ connections in the child must be registered after this package is imported.
 from __future__ import annotations
 
 import _socket
+import _thread
 import contextlib
 import ctypes
 import logging
 import mmap
 import os
+import traceback
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -48,7 +53,9 @@ pid = os.getpid()  # of the process that everything in this package belongs to
 _turns: dict[int, Any] = {}  # by pid: a lock that some thread of another process may hold is never asked for
 _graveyard: list[object] = []  # the parent's DBAPI connections
 _told = mmap.mmap(-1, 1)  # shared by all children of this process: is the warning out?
+_SUBPROCESS = frozenset({"subprocess", "gevent.subprocess"})
 _callbacks: list[Callable[[], object]] = []
+_held: dict[int, list[object]] = {}  # by thread: what must not be collected while it forks
 
 
 def on_fork(callback: Callable[[], object]) -> None:
@@ -102,7 +109,7 @@ def _cut_off() -> None:
     # Told with the first event of a pool: a child that needs no connection is not to write anything.
     tally.counts["severed", ""] += len(inherited)
     told, _told = _told, mmap.mmap(-1, 1)
-    if inherited and not told[0]:
+    if inherited and not told[0] and not _becomes_a_program():
         told[0] = 1
         _attempt(_tell, inherited, parent)
 
@@ -204,6 +211,14 @@ def _empty(proxied: PoolProxiedConnection, child: int) -> None:
         proxied.dbapi_connection = None  # type: ignore[misc]
 
 
+def _becomes_a_program() -> bool:
+    """Whether `subprocess` forked, which Python sees where it was given a preexec_fn, and always under gevent."""
+    return any(
+        frame.f_code.co_name == "_execute_child" and frame.f_globals.get("__name__") in _SUBPROCESS
+        for frame, _ in traceback.walk_stack(None)
+    )
+
+
 def _in_memory(engine: Engine) -> bool:
     database = engine.url.database or ":memory:"
     return engine.dialect.name == "sqlite" and (
@@ -224,4 +239,22 @@ def _tell(links: list[Link], parent: int) -> None:
         warnings.warn(message, ForkWarning, stacklevel=6)
 
 
-os.register_at_fork(after_in_child=after_fork)
+def _hold() -> None:
+    """In the thread that is about to fork: keep what other threads alone may have, until it is cut off in the child.
+
+    Their Connections, Sessions and cursors need no more than this: only the pool's proxy and the driver write when they
+    are collected.
+    """
+    held = _held[_thread.get_ident()] = []
+    for link in list(registry.links):
+        # SQLAlchemy's own name; what a pool entry was handed out as.
+        proxied = getattr(link.entry(), "fairy_ref", None)
+        held += link.connection(), proxied and proxied()
+
+
+def _hold_no_more() -> None:
+    _held.pop(_thread.get_ident(), None)
+
+
+os.register_at_fork(before=_hold, after_in_parent=_hold_no_more, after_in_child=after_fork)
+os.register_at_fork(after_in_child=_held.clear)
