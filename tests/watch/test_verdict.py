@@ -134,6 +134,12 @@ def test_crash_of_another_process_of_the_server_is_its_fault_though_new_connecti
     assert found.fault is Fault.SERVER
 
 
+def test_proxy_that_hangs_up_is_not_told_from_its_server_and_the_verdict_says_so() -> None:
+    broken = a_round(3, kept=Trouble.BROKEN, pool=Trouble.BROKEN, fresh=Trouble.BROKEN)
+    assert any("watch past it" in each for each in verdict(well(range(3)) + broken).evidence)
+    assert not any("watch past it" in each for each in verdict(well(range(3)) + broken + well([4])).evidence)
+
+
 def test_connection_that_could_not_be_opened_between_two_new_ones_counts_as_one_of_them() -> None:
     gone = a_round(3, kept=Trouble.BROKEN, pool=Trouble.REFUSED)
     assert judged(well(range(3)), gone, well([4])) is Fault.NETWORK
