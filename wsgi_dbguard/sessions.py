@@ -9,8 +9,9 @@ A session that another running request uses at the same moment is nobody's to ro
 with a `SharedSessionWarning`. So is, in silence, one that a thread of the application's own uses (in a copy of the
 request's context, as `asyncio.to_thread` makes it): its work may outlive the request.
 
-Sessions are found by class-level events of the ORM: a transaction that begins, a statement, a flush; the latter two
-for a session whose transaction began outside any request.
+Sessions are found by class-level events of the ORM. A Session begins its transaction with the first thing that is done
+with it: an ``add()`` that nothing flushes may go to the database with the next request that uses it, so it counts
+before there is a connection. A statement and a flush tell of a transaction that began outside any request.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def watch() -> None:
     global _watching
     if not _watching:
         _watching = True
+        event.listen(Session, "after_transaction_create", _on_use)
         event.listen(Session, "after_begin", _on_begin)
         event.listen(Session, "before_flush", _on_use)
         event.listen(Session, "do_orm_execute", _on_execute)
