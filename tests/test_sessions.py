@@ -142,6 +142,28 @@ def test_a_transaction_that_began_outside_any_request_is_found(engine: Engine, s
     assert not session.in_transaction()
 
 
+def test_a_transaction_that_began_before_the_first_guard_is_found(
+    postgres: PostgreSQL, run_python: Callable[..., str]
+) -> None:
+    program = """
+import sys
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import Session
+
+def app(environ, start_response):
+    session.scalar(text("select 1"))
+    return [b""]
+
+engine = create_engine(sys.argv[1])
+session = Session(engine)
+session.scalar(text("select 1"))
+from wsgi_dbguard import DBGuard
+DBGuard(app, engine)({"REQUEST_METHOD": "GET"}, None)
+print(session.in_transaction())
+"""
+    assert run_python(program, postgres.url()) == "False\n"
+
+
 def test_a_session_that_the_request_did_not_use_is_left_alone(engine: Engine, session: Session) -> None:
     session.scalar(text("select 1"))
     call(DBGuard(does(lambda: None), engine))
