@@ -83,12 +83,13 @@ class Exchange:
 
     def run(self, environ: WSGIEnvironment) -> Iterable[bytes]:
         """The response of the application's first or second attempt, or the guard's answer."""
+        request = self.request = environ[REQUEST] = Request(environ, current.get())
         length = environ.get("CONTENT_LENGTH", "")
-        if length or "HTTP_TRANSFER_ENCODING" in environ:
+        # HTTP/2 has bodies that no header tells of.
+        if length or not request.safe or "HTTP_TRANSFER_ENCODING" in environ:
             self._input = environ["wsgi.input"] = RecordedInput(
                 environ["wsgi.input"], self._config.replay_body, int(length) if length.isdecimal() else None
             )
-        request = self.request = environ[REQUEST] = Request(environ, current.get())
         leaks.observe(request, self._config)
         request.limit = self._config.deadline
         environ[ATTEMPT] = 1
@@ -259,7 +260,7 @@ class Exchange:
             reason = "its body is larger than replay_body, or was read past wsgi.input"
         if reason is None and "uwsgi.version" in environ and self._input is not None and not self._input.consumed:
             # uWSGI gives a chunked body by a function of its own.
-            reason = "its body cannot be given again" if not environ.get("CONTENT_LENGTH") else None
+            reason = "its body cannot be given again" if "HTTP_TRANSFER_ENCODING" in environ else None
         if reason is None and not self._budget.spend():
             reason = "too many requests ran again lately"
         if reason is not None:

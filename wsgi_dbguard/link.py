@@ -19,6 +19,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from . import quirks, sockets, stacks
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
     from sqlalchemy.orm import Session
 
     from .deadline import Running
@@ -104,6 +105,7 @@ class Link:
         "users",
         "uses",
         "values",
+        "within",
     )
 
     def __init__(
@@ -153,6 +155,7 @@ class Link:
         self.taken: Callable[[], PoolProxiedConnection | None] = _nothing  # what the owner took it as
         self.taken_at: stacks.Trace | None = None
         self.session: weakref.ref[Session] | None = None  # that had it last
+        self.within: Callable[[], Connection | None] = _nothing  # as which it had it
         # What a request may change and leave, see `flags` and `state`:
         self.flags: Callable[[Any], object] = _nothing_of
         self.baseline: object = UNKNOWN  # its flags at the first checkout

@@ -77,7 +77,7 @@ class DBGuard:
                 deadline.watch(engine)
             if not engines:
                 registry.on_engine(deadline.watch)
-        if self.config.replay != "off" or self.config.statuses or self.config.leaks in ("heal", "raise"):
+        if self.config.replay != "off" or self.config.statuses or self.config.leaks != "off":
             # Of every engine, guarded here or not: what was committed in any of them must not be done twice.
             registry.on_engine(transactions.watch)
         if self.config.replay != "off" or self.config.leaks != "off":

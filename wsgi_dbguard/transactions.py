@@ -34,8 +34,9 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import Dialect, ExecutionContext
 from sqlalchemy.pool import PoolProxiedConnection
 
-from . import state
+from . import sessions, state
 from .changes import touches
+from .link import KEY, Link
 from .request import Request, current
 
 __all__ = ["commits_by_itself", "hides", "may_have_written", "only_reads", "sent", "taken", "watch"]
@@ -169,9 +170,11 @@ def _on_statement(cursor: Any, statement: Any, parameters: Any, context: Executi
         return
     connection = context.root_connection
     try:
-        connection.connection.info  # noqa: B018
+        link: Link | None = connection.connection.info.get(KEY)
     except NotImplementedError:  # the dialect's own questions on the very first connection, which has no pool entry yet
         return
+    if link is not None and link.session is not None and link.within() is connection:
+        sessions.use(link.session, request)
     request.statements += 1
     request.committing = None
     if not isinstance(statement, str):  # drivers take bytes, and texts of a type of their own
