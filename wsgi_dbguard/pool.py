@@ -201,7 +201,7 @@ class PoolGuard:
             sockets.tune(link.fd, keepalive=self.config.keepalive, user_timeout=self.config.user_timeout)
 
     def _on_checkout(self, connection: Any, entry: ConnectionPoolEntry, proxy: PoolProxiedConnection) -> None:
-        # The hot path: each line is paid at every checkout, see tests/benchmarks/cost.py. There is no listener at
+        # The hot path: each line is paid at every checkout, see tests/benchmarks/checkouts.py. There is no listener at
         # checkin: "idle" counts from the last checkout. That saves one event for each use, and costs a ping after a use
         # longer than ping_after, a reconnect after one longer than idle_timeout.
         try:

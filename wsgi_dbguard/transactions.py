@@ -164,7 +164,7 @@ def _on_statement_alone(cursor: Any, statement: str, context: ExecutionContext) 
 
 
 def _on_statement(cursor: Any, statement: Any, parameters: Any, context: ExecutionContext) -> None:
-    # The hot path: each line is paid for every statement, see tests/benchmarks/cost.py.
+    # The hot path: each line is paid for every statement, see tests/benchmarks/growth.py.
     request = current.get()
     if request is None:
         return
