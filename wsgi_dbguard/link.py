@@ -121,6 +121,8 @@ class Link:
         self.pid = os.getpid()  # of the process that opened it
         self.fd = sockets.fileno(connection)
         self.identity = None if self.fd is None else sockets.identity(self.fd)
+        if self.fd is not None:
+            sockets.close_on_exec(self.fd)
         # Now: on a socket that was cut or closed there is nothing left to ask, and mysqlclient answers no other thread
         # while a query runs.
         self.server_id = _server_id(connection)
