@@ -192,9 +192,12 @@ def _fresh_lines(fresh: Sequence[Beat], fault: Fault) -> list[str]:
 
 def _kept_lines(beats: Sequence[Beat], fault: Fault) -> list[str]:
     kept = [beat for beat in beats if beat.way is Way.KEPT]
-    died = [beat for beat in kept if beat.held and beat.trouble is not None]
-    if not died:
+    failed = [beat for beat in kept if beat.held and beat.trouble is not None]
+    died = [beat for beat in failed if beat.trouble is Trouble.CRASHED or beat.trouble not in _SAID]
+    if not failed:
         return ["the connection that was kept open lived on"] if any(beat.held for beat in kept) else []
+    if not died:
+        return [f"beats over the connection that was kept open failed, {_counted(failed, all_of=len(kept))}"]
     lines = [f"the connection that was kept open died, {_counted(died, all_of=len(kept))}"]
     if fault is Fault.CLIENT and any(beat.trouble is Trouble.SILENT for beat in died):
         lines.append("it died in silence: a firewall, NAT or balancer on the way may forget connections")
