@@ -1,7 +1,7 @@
 """What the guard costs: a checkout with nothing, with the guard and with pool_pre_ping, and a request through DBGuard.
 
-All contenders run interleaved in one process and one run; medians of many rounds, and ratios. Absolute times belong to
-the machine, the ratios do not. Run it with::
+All contenders run interleaved in one run; medians of many rounds, and ratios. Absolute times belong to the machine, the
+ratios do not. Run it with::
 
     .ci/venv python tests/benchmarks/cost.py [--json] [--rounds N]
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -30,21 +31,61 @@ from wsgi_dbguard.request import Request, current
 ONE_WAY = 0.001  # seconds that the proxy holds each byte, in each direction
 
 
+class Bare:
+    """Requests of `queries` in a process of its own: a `DBGuard` listens to all Sessions of its process, bare ones too.
+
+    Called as any contender; `seconds` is how long so many calls take.
+    """
+
+    def __init__(self, count: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve_bare, args=(count, theirs))
+        self._process.start()
+
+    def __enter__(self) -> Bare:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pipe.send(0)
+        self._process.join()
+
+    def __call__(self) -> None:
+        self.seconds(1)
+
+    def seconds(self, repeat: int) -> float:
+        self._pipe.send(repeat)
+        return float(self._pipe.recv())
+
+
+def _serve_bare(count: int, pipe: Any) -> None:
+    engine = create_engine("sqlite://")
+    request = serve(queries(engine, count))
+    while repeat := pipe.recv():
+        pipe.send(elapsed(request, repeat))
+    engine.dispose()
+
+
+def elapsed(call: Callable[[], object], repeat: int) -> float:
+    """The seconds that so many calls take."""
+    if isinstance(call, Bare):
+        return call.seconds(repeat)
+    start = time.perf_counter()
+    for _ in range(repeat):
+        call()
+    return time.perf_counter() - start
+
+
 def measure(contenders: dict[str, Callable[[], object]], rounds: int, seconds: float) -> dict[str, list[float]]:
     """Microseconds per call for each contender, one sample a round, taken in turns."""
     repeat = {}
     for name, call in contenders.items():
         call()
-        start = time.perf_counter()
-        call()
-        repeat[name] = max(1, round(seconds / max(time.perf_counter() - start, 1e-7)))
+        repeat[name] = max(1, round(seconds / max(elapsed(call, 1), 1e-7)))
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, call in contenders.items():
-            start = time.perf_counter()
-            for _ in range(repeat[name]):
-                call()
-            samples[name].append((time.perf_counter() - start) / repeat[name] * 1e6)
+            samples[name].append(elapsed(call, repeat[name]) / repeat[name] * 1e6)
     return samples
 
 
@@ -161,18 +202,14 @@ def requests(rounds: int) -> dict[str, dict[str, float]]:
     In SQLite's memory: the few µs that are looked for are lost in the noise of two servers. The look at the socket, of
     which SQLite has none, is measured by the checkout.
     """
-    plain, ours = create_engine("sqlite://"), create_engine("sqlite://")
-    contenders = {
-        (name, count): serve(app)
-        for count in (1, 11)
-        for name, app in (
-            ("nothing", queries(plain, count)),
-            ("guard", guarded(ours, queries(ours, count))),
-        )
-    }
-    samples = measure({f"{name} {count}": each for (name, count), each in contenders.items()}, rounds, 0.05)
-    for engine in (plain, ours):
-        engine.dispose()
+    ours = create_engine("sqlite://")
+    with ExitStack() as stack:
+        contenders: dict[str, Callable[[], object]] = {}
+        for count in (1, 11):
+            contenders[f"nothing {count}"] = stack.enter_context(Bare(count))
+            contenders[f"guard {count}"] = serve(guarded(ours, queries(ours, count)))
+        samples = measure(contenders, rounds, 0.05)
+    ours.dispose()
     one, eleven = ({name: samples[f"{name} {count}"] for name in ("nothing", "guard")} for count in (1, 11))
     each = {name: [(more - less) / 10 for more, less in zip(eleven[name], one[name], strict=True)] for name in one}
     place = "Session"
