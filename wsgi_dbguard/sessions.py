@@ -9,11 +9,10 @@ A session that another running request uses at the same moment is nobody's to ro
 with a `SharedSessionWarning`. So is, in silence, one that a thread of the application's own uses (in a copy of the
 request's context, as `asyncio.to_thread` makes it): its work may outlive the request.
 
-Sessions are found when they begin a transaction, which they do with the first thing that is done with them: what an
-``add()`` brings, and nothing flushes, may go to the database with the next request that uses it, so that counts before
-there is a connection. One whose transaction began elsewhere, outside any request or in another one, is found by its
-statements (`use`), which `transactions` sees: the ORM's own event for them, at class level, makes each some 2 µs
-dearer.
+Sessions are found when they begin a transaction, which they do with the first thing that is done with them: an `add`
+that nothing flushes may go to the database with the next request that uses it, so it counts before there is a
+connection. One whose transaction began elsewhere, outside any request or in another one, is found by its statements
+(`use`), which `transactions` sees: the ORM's own event for them, at class level, makes each some 2 µs dearer.
 """
 
 from __future__ import annotations

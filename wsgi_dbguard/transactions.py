@@ -37,7 +37,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from . import sessions, state
 from .changes import touches
 from .link import KEY, Link
-from .request import Request, current
+from .request import NOTHING, Request, current
 
 __all__ = ["commits_by_itself", "hides", "may_have_written", "only_reads", "sent", "taken", "watch"]
 
@@ -227,6 +227,8 @@ def _on_commit(dialect: Dialect, proxied: PoolProxiedConnection) -> None:
 
 def _written_on(proxied: PoolProxiedConnection, request: Request) -> Connection | None:
     """The Connection by which `request` has written on `proxied`, and has not committed that."""
+    if request.unfinished is NOTHING and request.outer is None:
+        return None
     for each in request.chain() if request.outer is not None else (request,):
         for connection in each.unfinished or ():  # an empty WeakSet is dear to walk
             if not connection.closed and not connection.invalidated and connection.connection is proxied:
