@@ -275,7 +275,7 @@ class Breaker:
             self._error = _without_frames(error)
             self._wake_first()
         if news:
-            logger.warning("%s: process %d: the database is away: %s", self.name, getpid(), error)
+            logger.error("%s: process %d: the database is away: %s", self.name, getpid(), error)
 
     def _pause(self) -> float:
         """Seconds until the next probe: an eighth of `retry_after` at first, as a restart may be over by then, and

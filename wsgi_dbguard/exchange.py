@@ -224,7 +224,9 @@ class Exchange:
         elif self._config.statuses:
             problem = self._problem(failure)
         if problem is not None:
-            logger.error("%r failed (%s), answered with %s", request, failure, problem.type, exc_info=error)
+            # An outage was told of when it began: not once more by each request that it fails.
+            level = logging.ERROR if problem is answers.OUTCOME_UNKNOWN else logging.WARNING
+            logger.log(level, "%r failed (%s), answered with %s", request, failure, problem.type, exc_info=error)
             if not closed:
                 self._discard(body, iterator)
             self._end_quietly()

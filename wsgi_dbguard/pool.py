@@ -36,7 +36,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePoo
 from . import canceller, connecting, failures, flags, fork, housekeeping, liveness, quirks, registry, sockets, tally
 from .breaker import Breaker
 from .config import GuardConfig
-from .errors import OutcomeUnknown
+from .errors import DatabaseUnavailable, OutcomeUnknown
 from .failures import Failure
 from .link import KEY, SUSPECT, Link, Retired
 from .process import here
@@ -264,7 +264,7 @@ class PoolGuard:
             self._past_checkouts += link.uses
         tally.changed(self)
 
-    def _on_error(self, context: ExceptionContext) -> OutcomeUnknown | None:
+    def _on_error(self, context: ExceptionContext) -> DatabaseUnavailable | OutcomeUnknown | None:
         """A statement failed. SQLAlchemy invalidates a connection that broke; its siblings are condemned here.
 
         The error that SQLAlchemy is to raise instead of its own; None: its own.
@@ -272,9 +272,11 @@ class PoolGuard:
         connection = context.connection
         request = current_request()
         if connection is None:
+            failure = failures.classify(context.original_exception, connecting=True)
             if request is not None and not context.is_pre_ping:
-                failure = failures.classify(context.original_exception, connecting=True)
                 request.database_failed(failure, committing=False)
+            if failure is Failure.UNAVAILABLE and self.breaker.away:  # who tried is told the same as who was refused
+                return DatabaseUnavailable(None, None, context.original_exception)
             return None
         if connection.closed or connection.invalidated:
             return None
