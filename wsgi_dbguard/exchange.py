@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
-from . import answers, frameworks, leaks, sessions, tally
+from . import answers, events, frameworks, leaks, sessions, tally
 from .answers import Problem
 from .body import END, Body, FileWrapper, SizedBody
 from .causes import failure_behind
@@ -217,6 +217,7 @@ class Exchange:
             sessions.release(request, "heal")
             if reason_against(request, self._config.replay) is None and not leaves_writes(request):
                 logger.warning("%r failed (%s) and runs again", request, failure, exc_info=error)
+                events.note("a request that the database failed runs again")
                 return _AGAIN
         problem = None
         if closed and error is None:  # the application's own response cannot be sent any more
@@ -227,6 +228,7 @@ class Exchange:
             # An outage was told of when it began: not once more by each request that it fails.
             level = logging.ERROR if problem is answers.OUTCOME_UNKNOWN else logging.WARNING
             logger.log(level, "%r failed (%s), answered with %s", request, failure, problem.type, exc_info=error)
+            events.note(f"a request was answered with {problem.status}: {problem.title}", bad=True)
             if not closed:
                 self._discard(body, iterator)
             self._end_quietly()

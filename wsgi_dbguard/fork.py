@@ -39,7 +39,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 from sqlalchemy.pool import Pool, PoolProxiedConnection
 
-from . import process, registry, sockets, tally, watchdog
+from . import events, process, registry, sockets, tally, watchdog
 from .errors import ForkWarning
 from .link import KEY, Link
 from .process import here
@@ -97,7 +97,7 @@ def _cut_off() -> None:
         pool for link in inherited if (pool := registry.pool_of(link.entry()))
     }
     _sever(inherited)
-    for callback in (watchdog.reset_after_fork, tally.reset, *_callbacks):
+    for callback in (watchdog.reset_after_fork, tally.reset, events.reset, *_callbacks):
         _attempt(callback)
     _attempt(_let_go, pools, in_use, child)
     # From here on a checkout is safe: by another thread, or by a user's listener in the next lines.
@@ -108,6 +108,8 @@ def _cut_off() -> None:
             _attempt(engine.dispose, close=False)
     # Told with the first event of a pool: a child that needs no connection is not to write anything.
     tally.counts["severed", ""] += len(inherited)
+    if inherited:
+        events.note(f"{len(inherited)} connection(s) of the parent process were cut off")
     told, _told = _told, mmap.mmap(-1, 1)
     if inherited and not told[0] and not _becomes_a_program():
         told[0] = 1

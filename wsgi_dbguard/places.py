@@ -21,7 +21,7 @@ from sqlalchemy.util import queue
 
 from .registry import pool_of
 
-__all__ = ["pass_on"]
+__all__ = ["is_waited_for", "pass_on"]
 
 
 def pass_on(entry: Any) -> None:
@@ -37,7 +37,7 @@ def _give_up(reference: weakref.ref[QueuePool]) -> bool:
     assert pool is not None  # it is its own
     take_back = type(pool)._dec_overflow
     take_back(pool)
-    if _is_waited_for(pool) and pool._inc_overflow():
+    if is_waited_for(pool) and pool._inc_overflow():
         try:
             pool._pool.put(_ConnectionRecord(pool, connect=False), False)
         except queue.Full:
@@ -45,5 +45,6 @@ def _give_up(reference: weakref.ref[QueuePool]) -> bool:
     return True
 
 
-def _is_waited_for(pool: QueuePool) -> bool:
+def is_waited_for(pool: QueuePool) -> bool:
+    """Whether somebody waits for a place in it."""
     return bool(getattr(getattr(pool._pool, "not_empty", None), "_waiters", None))

@@ -37,6 +37,7 @@ from . import canceller, connecting, failures, flags, fork, housekeeping, livene
 from .breaker import Breaker
 from .config import GuardConfig
 from .errors import DatabaseUnavailable, OutcomeUnknown
+from .events import note
 from .failures import Failure
 from .link import KEY, SUSPECT, Link, Retired
 from .process import here
@@ -390,6 +391,7 @@ class PoolGuard:
             "%s: process %d: a connection %s; all older ones are replaced as they are asked for",
             self.name, getpid(), discovery,
         )  # fmt: skip
+        note(f"a connection {discovery}; all older ones are replaced", self.name, bad=True)
 
     def _suspect_read_only(self) -> None:
         """A write was refused as read-only: the server was demoted, or the application asked for it (READ ONLY).
@@ -430,6 +432,7 @@ class PoolGuard:
         if request is not None:
             request.replaced += 1
         logger.info("%s: process %d: replacing %s: %s", self.name, getpid(), link, cause)
+        note(f"connection replaced: {cause}", self.name)
         return exc.DisconnectionError(cause)
 
     # Housekeeping
@@ -466,6 +469,7 @@ class PoolGuard:
             entry.dbapi_connection = Retired(connection)  # type: ignore[misc]
             self._retired[cause] += 1
         logger.info("%s: process %d: closing %s: %s", self.name, getpid(), link, cause)
+        note(f"idle connection closed: {cause}", self.name)
         # At the next checkout SQLAlchemy closes it once more, and some drivers raise then (PyMySQL: "Already closed").
         # Those in C, that take no attribute, do not.
         close = connection.close

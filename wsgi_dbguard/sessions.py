@@ -27,7 +27,7 @@ from typing import Any
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
 
-from . import fork, registry, stacks
+from . import events, fork, registry, stacks
 from .errors import SharedSessionWarning
 from .link import KEY, Link
 from .request import Request, current
@@ -140,6 +140,7 @@ def release(request: Request, leaks: str) -> str:
         return ""
     message = "\n".join([f"{request.method} {request.path} left {left} Session(s) in a transaction", *places])
     logger.info("%s; %s", message, "left alone" if leaks == "warn" else "rolled back")
+    events.note("a request left a session in a transaction", bad=True)
     return message
 
 
