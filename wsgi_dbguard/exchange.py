@@ -260,7 +260,8 @@ class Exchange:
         if reason is None and "uwsgi.version" in environ and self._input is not None and not self._input.consumed:
             # uWSGI gives a chunked body by a function of its own.
             reason = "its body cannot be given again" if not environ.get("CONTENT_LENGTH") else None
-        if reason is None and not self._budget.spend():
+        # What a replica failed is no more work for the primary than if it had been asked at first.
+        if reason is None and not self.request.moves and not self._budget.spend():
             reason = "too many requests ran again lately"
         if reason is not None:
             logger.debug("%r does not run again: %s", self.request, reason)

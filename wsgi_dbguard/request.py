@@ -79,6 +79,7 @@ class Request:
         "limit",
         "links",
         "method",
+        "moves",
         "outer",
         "owner",
         "path",
@@ -89,6 +90,7 @@ class Request:
         "stand_in",
         "started",
         "statements",
+        "streams",
         "thread",
         "told",
         "trace",
@@ -138,7 +140,9 @@ class Request:
         self.blamed: Failure | None = None  # then: what the database did to cause that
         self.failure: type[BaseException] | None = None  # what the application raised first through the middleware
         self.extras: tuple[Extra, ...] = ()  # by `arrivals`
-        self.stand_in = False  # it used a replica: if that failed, a second attempt has the primary
+        self.streams = False  # not safe, and its body may go on after its headers have left
+        self.stand_in = False  # it used a replica
+        self.moves = False  # of `database_failure`: it was the replica's, so a second attempt has the primary
 
     @property
     def seconds(self) -> float:
@@ -170,11 +174,18 @@ class Request:
         return request is other
 
     def database_failed(
-        self, failure: Failure, connection: Connection | None = None, *, committing: bool, refused: bool = False
+        self,
+        failure: Failure,
+        connection: Connection | None = None,
+        *,
+        committing: bool,
+        refused: bool = False,
+        replica: bool = False,
     ) -> bool:
         """An operation failed, on `connection` or in getting one. Whether a commit is in doubt because of it.
 
-        `committing`: it was no statement, so perhaps the COMMIT; `refused`: the server itself said that it failed.
+        `committing`: it was no statement, so perhaps the COMMIT; `refused`: the server itself said that it failed;
+        `replica`: that server is a replica.
         """
         in_doubt = failure is Failure.IN_DOUBT
         told = None if self.committing is None else self.committing()
@@ -187,6 +198,7 @@ class Request:
         self.in_doubt |= in_doubt
         if failure is not Failure.OTHER and not self.expired:
             self.database_failure = failure
+            self.moves = replica and self.stand_in
         return in_doubt
 
     def expire(self) -> None:

@@ -84,7 +84,7 @@ class Replicas:
         self._variable = "HTTP_" + self.config.header.upper().replace("-", "_")
         self.reset()
         watch(primary)
-        registry.standbys.update(each.dialect for each in replicas)
+        registry.standbys.update((each.dialect, self.config.probe_timeout) for each in replicas)
         _groups[primary.dialect] = ref(self)
         _all.add(self)
         if _arrive not in request.arrivals:
