@@ -37,6 +37,7 @@ ATTEMPT = "wsgi_dbguard.attempt"
 REPLAYABLE = "wsgi_dbguard.replayable"
 FILE_WRAPPER = "wsgi.file_wrapper"
 _COMPLETE = frozenset({list, tuple, bytes})
+_MADE: frozenset[type] = frozenset({type(iter([])), type(iter(()))})  # iterators of what is there as a whole
 _AWAY = frozenset({Failure.DISCONNECT, Failure.UNAVAILABLE, Failure.READ_ONLY, Failure.DEADLINE})
 _CONFLICTS = frozenset({Failure.SERIALIZATION, Failure.DEADLOCK})
 _AGAIN = object()  # a verdict: run the application once more
@@ -146,6 +147,7 @@ class Exchange:
             if verdict is None:
                 if iterator is None:
                     self._end()
+                request.streams = iterator is not None and self._goes_on(first, body, iterator)
                 self._send()
         except Exception as error:
             verdict = self._verdict(error, environ, body, iterator)
@@ -177,7 +179,20 @@ class Exchange:
         self._status, self._headers = status, headers
         return self._write_now
 
+    def _goes_on(self, first: bytes, body: Iterable[bytes], iterator: Iterator[bytes]) -> bool:
+        """Whether there may be more of the body than `first`, that the application has yet to make.
+
+        Not looked into where the method is safe.
+        """
+        if self.request.safe or first is END or type(iterator) in _MADE:
+            return False
+        if not isinstance(first, bytes) or not self._headers:  # what is wrong with it is the server's to say
+            return True
+        lengths = [value for name, value in self._headers if name.lower() == "content-length"]
+        return lengths != [str(len(first))]
+
     def _write_now(self, data: bytes) -> None:
+        self.request.streams = True
         self._send()
         assert self._write is not None
         self._write(data)
