@@ -37,6 +37,43 @@ def pair() -> Iterator[MariaDBPair]:
         yield pair
 
 
+def test_a_replica_that_has_more_than_the_primary_is_left_alone(pair: MariaDBPair) -> None:
+    """As after a failover to one that had less; this primary is idle from then on."""
+    primary, replica = create_engine(pair.primary.url("pymysql")), create_engine(pair.replica.url("pymysql"))
+    replicas = Replicas(primary, [replica], secret="secret", check_every=0.1, out_for=0.0)
+    (one,) = replicas.replicas
+    new_session = sessionmaker(primary, class_=RoutingSession)
+
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        start_response("200 OK", [])
+        with new_session() as session:
+            return [b"%d" % session.scalar(text("SELECT @@server_id"))]
+
+    client = Client(DBGuard(application, primary, replica))
+    wait_until(lambda: client.get("/").data == b"2", timeout=60.0, what="the replica")
+    pair.replica.query("stop slave")
+    ((before,),) = pair.replica.query("select @@global.gtid_slave_pos")
+    domain, server, number = before.split("-")
+    try:
+        pair.replica.query("set global gtid_slave_pos = %s", f"{domain}-{server}-{int(number) + 100}")
+        wait_until(lambda: client.get("/").data == b"1", timeout=60.0, what="the end of its use")
+        before_that = one.probes
+        answers: set[bytes] = set()
+
+        def looked() -> bool:
+            answers.add(client.get("/").data)
+            return one.probes > before_that + 3
+
+        wait_until(looked, timeout=60.0, what="more looks at it")
+        assert answers == {b"1"}
+    finally:
+        pair.replica.query("set global gtid_slave_pos = %s", before)
+        pair.replica.query("start slave")
+    wait_until(lambda: client.get("/").data == b"2", timeout=60.0, what="its return")
+    for engine in (primary, replica):
+        engine.dispose()
+
+
 @pytest.mark.parametrize("driver", ["pymysql", "mysqlclient"])
 @pytest.mark.parametrize("name", ["mysql", "mariadb"])
 def test_a_write_that_reached_the_replica_runs_again_on_the_primary(pair: MariaDBPair, driver: str, name: str) -> None:
