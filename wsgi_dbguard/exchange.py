@@ -147,7 +147,7 @@ class Exchange:
             if verdict is None:
                 if iterator is None:
                     self._end()
-                request.streams = iterator is not None and self._goes_on(first, body, iterator)
+                request.streams = iterator is not None and self._goes_on(first, iterator)
                 self._send()
         except Exception as error:
             verdict = self._verdict(error, environ, body, iterator)
@@ -179,7 +179,7 @@ class Exchange:
         self._status, self._headers = status, headers
         return self._write_now
 
-    def _goes_on(self, first: bytes, body: Iterable[bytes], iterator: Iterator[bytes]) -> bool:
+    def _goes_on(self, first: bytes, iterator: Iterator[bytes]) -> bool:
         """Whether there may be more of the body than `first`, that the application has yet to make.
 
         Not looked into where the method is safe.
