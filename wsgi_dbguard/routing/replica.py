@@ -121,7 +121,7 @@ class Replica:
         if mark.strays(samples[-1][1]):  # or it has what came after that sample
             primary = again()
             if primary is not None and mark.strays(primary):
-                self._take_out(f"at {mark} it follows another primary than the one at {primary}")
+                self._take_out(f"it is at {mark}, and does not follow the primary, which is at {primary}")
                 return
         seen = [at for at, position in samples if covers(mark, position)]
         with self._lock:
