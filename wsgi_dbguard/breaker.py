@@ -269,7 +269,7 @@ class Breaker:
         unavailable.add_detail(f"{self.name} has been away for {monotonic() - (since or monotonic()):.1f} s")
         request = current.get()
         if request is not None:  # it comes by no event
-            request.database_failed(Failure.UNAVAILABLE, committing=False)
+            request.database_failed(Failure.UNAVAILABLE, committing=False, replica=self._dialect() in registry.standbys)
         return unavailable
 
     # What the attempts tell

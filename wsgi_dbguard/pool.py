@@ -69,7 +69,7 @@ class PoolGuard:
         # SQLite has no server to lose, and async drivers live on an event loop that is not WSGI's.
         if engine.dialect.name != "sqlite" and not engine.dialect.is_async:
             event.listen(engine, "do_connect", self._before_connect)
-            connecting.install(engine.dialect, lambda: self.config.connect_timeout)
+            connecting.install(engine.dialect, self._connect_timeout)
             event.listen(engine, "connect", self._on_opened, insert=True)
             event.listen(engine, "connect", self._on_connect)
             event.listen(engine, "handle_error", self._on_error)
@@ -153,16 +153,22 @@ class PoolGuard:
     # The way of a connection: connect, checkout, checkin, gone.
 
     def _before_connect(self, dialect: Dialect, entry: Any, args: Any, keywords: dict[str, Any]) -> None:
-        if self.config.connect_timeout is not None:
-            connecting.bound(getattr(dialect, "driver", ""), args, keywords, self.config.connect_timeout)
+        timeout = self._connect_timeout()
+        if timeout is not None:
+            connecting.bound(getattr(dialect, "driver", ""), args, keywords, timeout)
+
+    def _connect_timeout(self) -> float | None:
+        limits = [self.config.connect_timeout, registry.standbys.get(self.dialect)]
+        return min((each for each in limits if each is not None), default=None)
 
     def _on_opened(self, connection: Any, entry: ConnectionPoolEntry) -> None:
         """Before SQLAlchemy's own questions, and the user's, which belong to the opening and to its time."""
         link = registry.link_of(connection, entry)
         self._tune(link)
         # Two engines may share the pool, and each have a guard.
-        if link.opening is None and link.fd is not None and self.config.connect_timeout is not None:
-            link.opening = Deadline(self.config.connect_timeout, link.cut)
+        timeout = self._connect_timeout()
+        if link.opening is None and link.fd is not None and timeout is not None:
+            link.opening = Deadline(timeout, link.cut)
             link.opening.__enter__()
 
     def _on_connect(self, connection: Any, entry: ConnectionPoolEntry) -> None:
@@ -275,7 +281,7 @@ class PoolGuard:
         if connection is None:
             failure = failures.classify(context.original_exception, connecting=True)
             if request is not None and not context.is_pre_ping:
-                request.database_failed(failure, committing=False)
+                request.database_failed(failure, committing=False, replica=self._is_replicas())
             if failure is Failure.UNAVAILABLE and self.breaker.away:  # who tried is told the same as who was refused
                 return DatabaseUnavailable(None, None, context.original_exception)
             return None
@@ -286,7 +292,7 @@ class PoolGuard:
         except NotImplementedError:  # the dialect's questions on the very first connection have no pool entry
             if request is not None:
                 failure = failures.classify(context.original_exception, connecting=True)
-                request.database_failed(failure, committing=False)
+                request.database_failed(failure, committing=False, replica=self._is_replicas())
             return None
         if link is None or link.guard is not self:
             return None
@@ -304,6 +310,7 @@ class PoolGuard:
                 connection,
                 committing=context.statement is None,
                 refused=not context.is_disconnect and failures.refused(context.original_exception),
+                replica=self._is_replicas(),
             )
         # An interrupt (a greenlet's timeout, SystemExit) costs this connection but says nothing of the others:
         # SQLAlchemy then does not want the pool invalidated, and neither may a listener of the user's. It takes a
@@ -313,11 +320,14 @@ class PoolGuard:
         ):
             context.invalidate_pool_on_disconnect = False
             self._condemn(link, "broke in use")
-        elif failure is Failure.READ_ONLY and self.config.evict_readonly and self.dialect not in registry.standbys:
+        elif failure is Failure.READ_ONLY and self.config.evict_readonly and not self._is_replicas():
             self._suspect_read_only()
         if in_doubt and isinstance(context.original_exception, Exception):
             return OutcomeUnknown(None, None, context.original_exception, connection_invalidated=context.is_disconnect)
         return None
+
+    def _is_replicas(self) -> bool:
+        return self.dialect in registry.standbys
 
     # The decision
 

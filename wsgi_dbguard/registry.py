@@ -28,7 +28,9 @@ __all__ = ["engines", "family", "forget", "instances", "link_of", "links", "on_e
 
 links: set[Link] = set()
 engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-standbys: weakref.WeakSet[Dialect] = weakref.WeakSet()  # of engines whose servers are meant to refuse writes
+standbys: weakref.WeakKeyDictionary[Dialect, float] = weakref.WeakKeyDictionary()
+"""Of engines whose servers are meant to refuse writes: seconds in which a connection has to be open, or another server
+is taken."""
 _listeners: list[Callable[[Engine], object]] = []
 T = TypeVar("T")
 

@@ -73,7 +73,9 @@ class _Attempt:
     blamed: Failure | None = None  # then: what the database did to cause that
     failure: type[BaseException] | None = None  # what the application raised first through the middleware
     extras: tuple[Extra, ...] = ()  # by `arrivals`
-    stand_in: bool = False  # it used a replica: if that failed, a second attempt has the primary
+    streams: bool = False  # not safe, and its body may go on after its headers have left
+    stand_in: bool = False  # it used a replica
+    moves: bool = False  # of `database_failure`: it was the replica's, so a second attempt has the primary
 
 
 class Request(_Attempt):
@@ -137,11 +139,18 @@ class Request(_Attempt):
         return request is other
 
     def database_failed(
-        self, failure: Failure, connection: Connection | None = None, *, committing: bool, refused: bool = False
+        self,
+        failure: Failure,
+        connection: Connection | None = None,
+        *,
+        committing: bool,
+        refused: bool = False,
+        replica: bool = False,
     ) -> bool:
         """An operation failed, on `connection` or in getting one. Whether a commit is in doubt because of it.
 
-        `committing`: it was no statement, so perhaps the COMMIT; `refused`: the server itself said that it failed.
+        `committing`: it was no statement, so perhaps the COMMIT; `refused`: the server itself said that it failed;
+        `replica`: that server is a replica.
         """
         in_doubt = failure is Failure.IN_DOUBT
         told = None if self.committing is None else self.committing()
@@ -154,6 +163,7 @@ class Request(_Attempt):
         self.in_doubt |= in_doubt
         if failure is not Failure.OTHER and not self.expired:
             self.database_failure = failure
+            self.moves = replica and self.stand_in
         return in_doubt
 
     def expire(self) -> None:
