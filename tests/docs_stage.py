@@ -122,6 +122,9 @@ def use(namespace: dict[str, Any]) -> None:
         elif name in ("application", "app"):
             response = Client(value).get("/")
             assert (response.status_code, response.text) == (200, "ok"), response.text
+    guarded = namespace["application"]
+    if isinstance(guarded, DBGuard) and guarded.config.health:
+        assert Client(guarded).get(f"{guarded.config.health}/readyz").status_code == 200
     if "main" in namespace:  # Pyramid's
         assert isinstance(namespace["main"]({}, **{"dbguard.hold": "10"}), DBGuard)
     if "prometheus" in namespace and namespace["application"] is not sys.modules["myapp"].application:

@@ -40,7 +40,7 @@ RUN = {
 NOT_RUN = {
     ".ci/venv wsgi-dbguard demo": "takes a minute: tests/cli/test_demo.py",
     ".ci/venv pytest": "is what runs this",
-    ".ci/venv python tests/benchmarks/cost.py": "loads the machine",
+    ".ci/venv python tests/benchmarks/run.py": "loads the machine",
     "DATABASE_URL=mysql+pymysql://app@db.example/app wsgi-dbguard watch --seconds 600 --read-only": "takes ten minutes",
 }
 

@@ -36,6 +36,8 @@ _WORDS: tuple[tuple[Trouble, re.Pattern[str]], ...] = tuple(
         (Trouble.UNREACHABLE, "host name|unknown host|name or service not known|name resolution|nodename nor servname"),
         (Trouble.SILENT, "timed out|timeout expired"),
         (Trouble.ANSWERED, r"\bFATAL:"),
+        # PgBouncer's, as 08P01 to a client that it has let in.
+        (Trouble.ANSWERED, "server login has been failing|cannot connect to server|query_wait_timeout"),
     )
 )
 # The system's words, which MariaDB's connector tells with a number that says nothing.

@@ -89,7 +89,7 @@ def verdict(beats: Sequence[Beat]) -> Verdict:
     if refused:
         who = "a proxy or firewall refused new connections" if ran_on else "nobody listened at the address"
         reasons.append(f"{who}, {_counted(refused, all_of=len(tried))}")
-    reasons += _lost_lines(lost, fault, all_of=len(tried))
+    reasons += _lost_lines(lost, fault, ran_on=ran_on, all_of=len(tried))
     reasons += _fresh_lines(fresh, fault)
     reasons += _kept_lines(beats, fault)
     reasons += _pool_lines(beats)
@@ -160,7 +160,7 @@ def _counted(beats: Sequence[Beat], *, all_of: int) -> str:
     return f"{len(beats)} of {all_of}, first {_when(first.at)}: {first.error or first.trouble}"
 
 
-def _lost_lines(lost: Sequence[Beat], fault: Fault, *, all_of: int) -> list[str]:
+def _lost_lines(lost: Sequence[Beat], fault: Fault, *, ran_on: bool, all_of: int) -> list[str]:
     lines = []
     for trouble, words in (
         (Trouble.SILENT, "new connections got no answer in time"),
@@ -172,6 +172,8 @@ def _lost_lines(lost: Sequence[Beat], fault: Fault, *, all_of: int) -> list[str]
             lines.append(f"{words}, {_counted(chosen, all_of=all_of)}")
     if fault is Fault.NETWORK and any(beat.trouble is Trouble.SILENT for beat in lost):
         lines.append("a host that is frozen or off is as silent: to tell, watch from the server's own host as well")
+    if fault is Fault.NETWORK and not ran_on and any(beat.trouble is Trouble.BROKEN for beat in lost):
+        lines.append("a proxy that has no server to pass them on to breaks connections off too: watch past it as well")
     return lines
 
 
@@ -190,9 +192,12 @@ def _fresh_lines(fresh: Sequence[Beat], fault: Fault) -> list[str]:
 
 def _kept_lines(beats: Sequence[Beat], fault: Fault) -> list[str]:
     kept = [beat for beat in beats if beat.way is Way.KEPT]
-    died = [beat for beat in kept if beat.held and beat.trouble is not None]
-    if not died:
+    failed = [beat for beat in kept if beat.held and beat.trouble is not None]
+    died = [beat for beat in failed if beat.trouble is Trouble.CRASHED or beat.trouble not in _SAID]
+    if not failed:
         return ["the connection that was kept open lived on"] if any(beat.held for beat in kept) else []
+    if not died:
+        return [f"beats over the connection that was kept open failed, {_counted(failed, all_of=len(kept))}"]
     lines = [f"the connection that was kept open died, {_counted(died, all_of=len(kept))}"]
     if fault is Fault.CLIENT and any(beat.trouble is Trouble.SILENT for beat in died):
         lines.append("it died in silence: a firewall, NAT or balancer on the way may forget connections")

@@ -74,6 +74,9 @@ class OneWay:
         self._link = None
         if dialect.driver in _NAMED and not args and "PGAPPNAME" not in os.environ:
             keywords.setdefault("application_name", f"wsgi-dbguard watch {self.way}")
+        if dialect.driver == "psycopg":
+            # PgBouncer gives the next transaction another backend, where the statement is not prepared, or somebody's.
+            keywords.setdefault("prepare_threshold", None)
 
     def cut(self) -> None:
         """Shut its connection down, whoever waits for it."""
