@@ -91,7 +91,6 @@ def environment(postgres: PostgreSQL) -> Iterator[dict[str, str]]:
     yield {
         **{name: value for name, value in os.environ.items() if not name.startswith(own)},
         "PATH": f"{sysconfig.get_path('scripts')}:{os.environ.get('PATH', '/usr/bin:/bin')}",
-        "PYTHONPATH": str(ROOT),
         "PGHOSTADDR": postgres.host,
         "PGPORT": str(postgres.port),
     }
