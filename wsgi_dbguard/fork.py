@@ -102,7 +102,7 @@ def _cut_off() -> None:
     # Told with the first event of a pool: a child that needs no connection is not to write anything.
     tally.counts["severed", ""] += len(inherited)
     told, _told = _told, mmap.mmap(-1, 1)
-    if inherited and not told[0] and not _becomes_a_program():
+    if inherited and not told[0]:
         told[0] = 1
         _attempt(_tell, inherited, parent)
 
@@ -205,14 +205,6 @@ def _empty(proxied: PoolProxiedConnection, child: int) -> None:
         proxied.dbapi_connection = None  # type: ignore[misc]
 
 
-def _becomes_a_program() -> bool:
-    """Whether `subprocess` forked, which Python sees where it was given a preexec_fn, and always under gevent."""
-    return any(
-        frame.f_code.co_name == "_execute_child" and frame.f_globals.get("__name__") in _SUBPROCESS
-        for frame, _ in traceback.walk_stack(None)
-    )
-
-
 def _in_memory(engine: Engine) -> bool:
     database = engine.url.database or ":memory:"
     return engine.dialect.name == "sqlite" and (
@@ -229,7 +221,7 @@ def _tell(links: list[Link], parent: int) -> None:
     )
     logger.warning(message)
     with contextlib.suppress(ForkWarning):  # warnings may be errors here, but there is nobody to raise it to
-        # Of the line that forked: by way of _attempt, _cut_off, _attempt and after_fork.
+        # Of the line that forked: by way of _attempt, _cut_off, _attempt and after_fork or _in_child.
         warnings.warn(message, ForkWarning, stacklevel=6)
 
 
@@ -250,5 +242,23 @@ def _hold_no_more() -> None:
     _held.pop(_thread.get_ident(), None)
 
 
-os.register_at_fork(before=_hold, after_in_parent=_hold_no_more, after_in_child=after_fork)
+def _in_child() -> None:
+    if _becomes_a_program():
+        # Garbage may be collected there all the same. But nobody waits for the rest, which walks the whole heap, and
+        # there is nothing to warn of. Should a preexec_fn use a database, the checkout finds what was not done.
+        child = os.getpid()
+        _attempt(_sever, [link for link in list(registry.links) if _is_inherited(link, child)])
+    else:
+        _attempt(_cut_off)
+
+
+def _becomes_a_program() -> bool:
+    """Whether `subprocess` forked, which Python sees where it was given a preexec_fn, and always under gevent."""
+    return any(
+        frame.f_code.co_name == "_execute_child" and frame.f_globals.get("__name__") in _SUBPROCESS
+        for frame, _ in traceback.walk_stack(None)
+    )
+
+
+os.register_at_fork(before=_hold, after_in_parent=_hold_no_more, after_in_child=_in_child)
 os.register_at_fork(after_in_child=_held.clear)
