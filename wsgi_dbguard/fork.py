@@ -250,6 +250,7 @@ def _in_child() -> None:
         _attempt(_sever, [link for link in list(registry.links) if _is_inherited(link, child)])
     else:
         _attempt(_cut_off)
+        _held.clear()
 
 
 def _becomes_a_program() -> bool:
@@ -261,4 +262,3 @@ def _becomes_a_program() -> bool:
 
 
 os.register_at_fork(before=_hold, after_in_parent=_hold_no_more, after_in_child=_in_child)
-os.register_at_fork(after_in_child=_held.clear)
