@@ -12,7 +12,7 @@ checkout. For each connection that the parent had open, whoever held it:
 4. every engine gets a fresh pool (``dispose(close=False)``).
 
 What the parent's other threads keep in thread-local storage is let go of in the child before any handler runs there:
-a ``raw_connection()`` would be rolled back on the parent's wire. So the thread that forks holds all of it meanwhile.
+a ``raw_connection()`` would be rolled back on the parent's wire. So the thread that forks holds these meanwhile.
 
 No driver method is called: with another thread in the middle of a query at the fork, drivers' locks are held for ever
 in the child, and ``close()`` or ``rollback()`` would hang. The parent never notices any of it.
@@ -228,8 +228,8 @@ def _tell(links: list[Link], parent: int) -> None:
 def _hold() -> None:
     """In the thread that is about to fork: keep what other threads alone may have, until it is cut off in the child.
 
-    Their Connections, Sessions and cursors need no more than this: only the pool's proxy and the driver write when they
-    are collected.
+    Connections and Sessions need no more than this: only the pool's proxy and the driver write when they are collected.
+    What is not held is a cursor with an unbuffered result that has nobody else: those of MySQL's drivers read its rest.
     """
     held = _held[_thread.get_ident()] = []
     for link in list(registry.links):
