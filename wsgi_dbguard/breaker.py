@@ -104,11 +104,9 @@ class Breaker:
 
     def install(self, engine: Engine) -> None:
         """Have its pool, and those that `Engine.dispose` makes of it, open their connections by way of this."""
-        # SQLAlchemy has no public hook around the opening of a connection, only before and after it. A pool that is
-        # shared by two engines has one breaker.
-        if not hasattr(engine.pool._creator, "breaker"):
-            self._dialect = weakref.ref(engine.dialect)
-            engine.pool._creator = self._around(engine.pool._invoke_creator)
+        # SQLAlchemy has no public hook around the opening of a connection, only before and after it.
+        self._dialect = weakref.ref(engine.dialect)
+        engine.pool._creator = self._around(engine.pool._invoke_creator)
 
     def _around(self, create: Callable[[ConnectionPoolEntry], Any]) -> Callable[..., Any]:
         # The very signature by which SQLAlchemy knows a creator that wants its record.
