@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -229,13 +230,18 @@ def test_signal_in_the_middle_of_a_wait_for_it_blocks_nobody() -> None:
 
 
 @pytest.mark.slow
-def test_reader_that_goes_away_ends_it_like_sigpipe_and_without_the_table(postgres: PostgreSQL) -> None:
+@pytest.mark.parametrize("way", [os.pipe, os.openpty], ids=["pipe", "terminal"])
+def test_reader_that_goes_away_ends_it_like_sigpipe_and_without_the_table(
+    postgres: PostgreSQL, way: Callable[[], tuple[int, int]]
+) -> None:
     command = [*WATCH, postgres.url(), "--interval", "0.1", "--timeout", str(PATIENT)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    reading, writing = way()
+    environment = {**os.environ, "TERM": "dumb"}
+    with subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE, env=environment, text=True) as process:
         try:
-            assert process.stdout is not None
-            process.stdout.readline()
-            process.stdout.close()
+            os.close(writing)
+            os.read(reading, 1000)
+            os.close(reading)
             _, told = process.communicate(timeout=120)
         finally:
             process.kill()
