@@ -285,7 +285,7 @@ def test_each_pool_and_what_dispose_makes_of_it_goes_by_it(kind: type[pool.Pool]
     event.listen(engine, "do_connect", lambda *args: asked.append(1))
     guarded = guard(engine)
     for _ in range(2):
-        with pytest.raises(DatabaseUnavailable if asked else OperationalError, match="refused"):
+        with pytest.raises(DatabaseUnavailable, match="refused"):  # who tried, and who was told
             engine.connect()
         engine.dispose()
     assert len(asked) == 1

@@ -9,6 +9,7 @@ import gc
 import inspect
 import logging
 import os
+import subprocess
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -187,6 +188,22 @@ def silent_parent(forks: Forks, path: str) -> Any:
     return forks.child(lambda: engine.pool is not pool)
 
 
+def programs(forks: Forks, path: str, gevent: bool) -> list[str]:
+    """What the start of another program says in the child, which Python sees where there is a preexec_fn, or gevent."""
+    if gevent:
+        from gevent import monkey
+
+        monkey.patch_all()
+    forks.guard()
+    engine = create_engine(f"sqlite:///{path}")
+    engine.connect().close()
+    with told() as messages:
+        said = os.path.join(os.path.dirname(path), "said")
+        # In the child, after the handlers.
+        subprocess.run(["true"], check=True, preexec_fn=lambda: Path(said).write_text("\n".join(messages)))
+    return Path(said).read_text().splitlines()
+
+
 @pytest.fixture
 def urls(postgres: PostgreSQL) -> list[str]:
     return [postgres.url(driver) for driver in DRIVERS]
@@ -250,6 +267,13 @@ def test_one_child_of_each_parent_warns_and_names_the_line_that_opened(tmp_path:
     assert [others, second_grandchild, parent] == [[[], []], [], []]
     assert [each.split()[0] for each in grandchild] == ["WARNING", "ForkWarning"]
     assert all(place(warned_children, "# and this line") in each for each in grandchild)
+
+
+@pytest.mark.parametrize("gevent", [False, True], ids=["threads", "gevent"])
+def test_a_child_that_becomes_another_program_is_nothing_to_warn_of(
+    gevent: bool, tmp_path: Path, scenario: Scenario
+) -> None:
+    assert scenario(programs, path=str(tmp_path / "file.db"), gevent=gevent) == []
 
 
 def test_warnings_as_errors_do_not_break_the_child(tmp_path: Path, scenario: Scenario) -> None:

@@ -32,7 +32,7 @@ from sqlalchemy import Engine
 from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from . import failures, places, registry, tally
+from . import events, failures, places, registry, tally
 from .config import GuardConfig
 from .errors import DatabaseUnavailable
 from .failures import Failure
@@ -85,6 +85,17 @@ class Breaker:
     def away(self) -> bool:
         """Whether the last attempt to connect failed."""
         return self._since is not None
+
+    @property
+    def away_for(self) -> float | None:
+        """Seconds since it went away; None: it is not."""
+        since = self._since
+        return None if since is None else monotonic() - since
+
+    @property
+    def lets_in(self) -> bool:
+        """Whether a caller that does not wait would try to connect now, and not just be told that it is away."""
+        return self._since is None or (not self._waiters and self._probe_is_due(monotonic()))
 
     @property
     def waiting(self) -> int:
@@ -258,7 +269,7 @@ class Breaker:
         unavailable.add_detail(f"{self.name} has been away for {monotonic() - (since or monotonic()):.1f} s")
         request = current.get()
         if request is not None:  # it comes by no event
-            request.database_failed(Failure.UNAVAILABLE, committing=False)
+            request.database_failed(Failure.UNAVAILABLE, committing=False, replica=self._dialect() in registry.standbys)
         return unavailable
 
     # What the attempts tell
@@ -275,7 +286,8 @@ class Breaker:
             self._error = _without_frames(error)
             self._wake_first()
         if news:
-            logger.warning("%s: process %d: the database is away: %s", self.name, getpid(), error)
+            logger.error("%s: process %d: the database is away: %s", self.name, getpid(), error)
+            events.note("the database is away", self.name, bad=True)
 
     def _pause(self) -> float:
         """Seconds until the next probe: an eighth of `retry_after` at first, as a restart may be over by then, and
@@ -301,6 +313,7 @@ class Breaker:
             logger.warning(
                 "%s: process %d: the database is back after %.1f s, %d waiting", self.name, getpid(), seconds, waiting
             )
+            events.note(f"the database is back after {seconds:.1f} s", self.name)
         self._release(2)
 
     def _interrupted(self) -> None:

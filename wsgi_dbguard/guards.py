@@ -25,7 +25,7 @@ from .errors import SettingError
 from .pool import PoolGuard
 from .settle import settle
 
-__all__ = ["configuration", "guard", "guard_all", "guard_of", "guards"]
+__all__ = ["address", "configuration", "engine_of", "guard", "guard_all", "guard_of", "guards", "has_server"]
 
 _guards: weakref.WeakKeyDictionary[Dialect, PoolGuard] = weakref.WeakKeyDictionary()  # of an engine and all its copies
 _lock = threading.RLock()
@@ -41,6 +41,29 @@ def guards() -> list[PoolGuard]:
 def guard_of(engine: Engine) -> PoolGuard | None:
     """The guard of `engine`, if it has one."""
     return _guards.get(engine.dialect)
+
+
+def engine_of(pool_guard: PoolGuard) -> Engine | None:
+    """The engine of a guard, if it is still there and has a server that can be lost."""
+    for engine in list(registry.engines):
+        if _guards.get(engine.dialect) is pool_guard:
+            return engine if has_server(engine) else None
+    return None
+
+
+def has_server(engine: Engine) -> bool:
+    """Whether it is guarded against more than forks: not SQLite's, nor an async driver's."""
+    return engine.dialect.name != "sqlite" and not engine.dialect.is_async
+
+
+def address(engine: Engine) -> str:
+    """What may be told of an engine: the pool's logging name, else ``address:port/database``.
+
+    Not the URL: it has the user, and may have secrets in its query.
+    """
+    url = engine.url
+    port = "" if url.port is None else f":{url.port}"
+    return engine.pool.logging_name or f"{url.host or ''}{port}/{url.database or ''}"
 
 
 def guard(engine: Engine, *, config: GuardConfig | None = None, **settings: Any) -> PoolGuard:

@@ -46,6 +46,13 @@ def test_text_fits_80_columns_and_says_all() -> None:
     assert text.index("ERROR") < text.index("WARNING")
 
 
+def test_what_was_looked_at_stands_above_the_findings() -> None:
+    application, server, *engines = report.heading(SOUND).splitlines()
+    assert application == "application: wsgi:application (function), wrapped by DBGuard"
+    assert server == "server:      gunicorn 27.0, by gunicorn.conf.py: 2 processes, 4 threads each"
+    assert " ".join(" ".join(engines).split()).startswith("engine: postgresql+psycopg2://")
+
+
 def test_nothing_to_report_is_said() -> None:
     assert findings(SOUND) == []
     assert report.text(SOUND, []).endswith("\n\nNothing to report.")

@@ -177,8 +177,9 @@ def test_the_signal_of_a_new_worker_process_alone_cuts_the_parent_off() -> None:
         from celery.signals import worker_process_init
         import wsgi_dbguard.hooks.celery
         from wsgi_dbguard import fork
-        fork.pid = os.getppid()
+        from wsgi_dbguard.process import here
+        fork.pid, here[0] = os.getppid(), 0
         worker_process_init.send(sender=None)
-        assert fork.pid == os.getpid()
+        assert fork.pid == os.getpid() and here[0]
     """
     subprocess.run([sys.executable, "-c", code], check=True)

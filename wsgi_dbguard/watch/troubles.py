@@ -62,7 +62,7 @@ def trouble_of(
     expired: the connection was cut when the time was up, so the error is our own doing. connecting: it came while a
     connection was opened; then `address` is asked for up to `timeout` seconds, where nothing else tells.
     """
-    if isinstance(error, DatabaseUnavailable):
+    if isinstance(error, DatabaseUnavailable) and error.__cause__ is None:  # else it is what an attempt met
         return Trouble.AWAY
     if expired:
         return Trouble.SILENT

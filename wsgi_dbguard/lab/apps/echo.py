@@ -1,8 +1,8 @@
 """A token echo by way of the database, plain WSGI on plain SQLAlchemy, that misbehaves at import as it is told to.
 
 ``GET /echo?token=T`` answers with T, which went to the database and back; any other path answers without the database.
-``DATABASE_URL`` names the database, ``ECHO_PRE_PING=1`` is ``pool_pre_ping``, and two variables say what the import
-does:
+``DATABASE_URL`` names the database, ``ECHO_POOL`` what looks after the pool (one of pools.py; ``echo:contender()`` is
+served then), and two variables say what the import does:
 
 - ``ECHO_CONNECTIONS=2``: open two connections at once and give them back to the pool.
 - ``ECHO_TRANSACTION=R``: insert R into the table ``imported`` and leave that transaction open for ever.
@@ -20,12 +20,14 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
-from sqlalchemy import Connection, create_engine, text
+from pools import make_engine, wrap
+from sqlalchemy import Connection, text
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-engine = create_engine(os.environ["DATABASE_URL"], pool_pre_ping=bool(os.environ.get("ECHO_PRE_PING")))
+pool = os.environ.get("ECHO_POOL", "nothing")
+engine = make_engine(pool, os.environ["DATABASE_URL"])
 left_open: list[Connection] = []
 
 
@@ -55,3 +57,7 @@ def guarded() -> WSGIApplication:
     from wsgi_dbguard import DBGuard
 
     return DBGuard(unguarded())
+
+
+def contender() -> WSGIApplication:
+    return wrap(pool, unguarded(), engine)
