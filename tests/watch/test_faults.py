@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 
 import psycopg2
 import pytest
@@ -127,6 +127,30 @@ def test_server_that_is_down_and_comes_back(server: Server, driver: str, follow:
         (all_well, nothing),
     )
     assert heart.table is not None
+    assert verdict(heart.beats).fault is Fault.SERVER
+    assert tables(server) == []
+
+
+@contextmanager
+def hanging_writes(server: Server) -> Iterator[tuple[Callable[[], object], Callable[[], object]]]:
+    """To have the server answer nobody who writes, and to have it go on."""
+    if isinstance(server, PostgreSQL):
+
+        def wait_for(standby: str) -> None:
+            server.query(f"alter system set synchronous_standby_names = '{standby}'")
+            server.query("select pg_reload_conf()")
+
+        yield lambda: wait_for("nobody"), lambda: wait_for("")
+    else:
+        with closing(server._connect()) as backup, backup.cursor() as cursor:
+            yield lambda: cursor.execute("flush tables with read lock"), lambda: cursor.execute("unlock tables")
+
+
+def test_server_that_answers_nobody_who_writes(server: Server, driver: str, follow: Follow) -> None:
+    with hanging_writes(server) as (hang, go_on):
+        heart = follow(
+            server.url(driver), (all_held, hang), (fresh_is(Trouble.STUCK), go_on), (all_well, nothing), timeout=2.0
+        )
     assert verdict(heart.beats).fault is Fault.SERVER
     assert tables(server) == []
 

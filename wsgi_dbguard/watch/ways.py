@@ -130,6 +130,8 @@ class OneWay:
         line = f"no answer within {self.timeout:g} s" if trouble is Trouble.SILENT else self.target.line(error)
         if trouble is Trouble.BROKEN and not opening and crash(self._heard):
             trouble, line = Trouble.CRASHED, CRASH
+        elif trouble is Trouble.SILENT and not opening and not held:
+            trouble = Trouble.STUCK
         return Beat(**told, took=took, trouble=trouble, error=line, replaced=self.replaced())
 
     # What differs
