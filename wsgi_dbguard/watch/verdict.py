@@ -39,7 +39,7 @@ HEADLINES = {
     Fault.NONE: "No fault",
 }
 _SAID = frozenset({Trouble.ANSWERED, Trouble.READ_ONLY, Trouble.CRASHED})
-_LOST = frozenset({Trouble.SILENT, Trouble.STUCK, Trouble.UNREACHABLE, Trouble.BROKEN})
+_LOST = frozenset({Trouble.SILENT, Trouble.UNREACHABLE, Trouble.BROKEN})
 # Of `PoolGuard.stats()["replaced"]`: the others are the guard's own housekeeping.
 DEAD = frozenset({"dead", "ping", "condemned", "read_only"})
 _WHOLE = 1.0  # seconds: MySQL and MariaDB tell the difference of two whole ones
@@ -67,7 +67,8 @@ def verdict(beats: Sequence[Beat]) -> Verdict:
     # A network that is slow takes longest for new connections: then the others get their answers.
     answered = {beat.number for beat in beats if beat.trouble is None}
     stuck = [beat for beat in tried if beat.trouble is Trouble.STUCK and beat.number not in answered]
-    lost = [beat for beat in tried if beat.trouble in _LOST and beat not in stuck]
+    slow = [beat for beat in tried if beat.trouble is Trouble.STUCK and beat.number in answered]
+    lost = [*(beat for beat in tried if beat.trouble in _LOST), *slow]
     restarted = _restart(fresh)
     ran_on = restarted is None and _ran_on(fresh, [*refused, *lost])
     reasons: list[str] = []
