@@ -121,7 +121,8 @@ class Breaker:
         again = retried = False
         entered = monotonic()
         while True:
-            if self._since is not None or self._waiters:
+            # Those who wait are let go by others who were: one of these must not wait again.
+            if self._since is not None or (self._waiters and not retried):
                 patience = self._patience() if patience is None else patience
                 patience = self._admit(patience, first=again)
             began = monotonic()  # of the attempt, not of the waiting for it
@@ -146,7 +147,7 @@ class Breaker:
                 patience = self._patience() if patience is None else patience
                 if patience <= 0 or self._is_old(entered):
                     raise
-                again = True
+                again, retried = True, False
             except BaseException:
                 self._interrupted()
                 raise
