@@ -377,6 +377,20 @@ def test_an_attempt_that_is_older_than_anothers_success_says_nothing(clock: Cloc
     assert not here.away
 
 
+def test_who_may_wait_does_not_fail_by_chance_while_others_get_through() -> None:
+    here = breaker(hold=60.0, retry_after=0.1)
+    failures = iter(range(3))
+
+    def unlucky() -> int:
+        if next(failures, None) is None:
+            return 1
+        assert here.connect(lambda: 2) == 2
+        raise psycopg2.OperationalError("server closed the connection unexpectedly")
+
+    assert here.connect(unlucky) == 1
+    assert not here.away
+
+
 def test_who_waited_and_meets_the_next_outage_waits_on(database: Database, crowd: Callable[..., Future[Any]]) -> None:
     away = breaker(hold=600.0, retry_after=0.1)
     database.up = False

@@ -138,13 +138,14 @@ class Breaker:
                 if self._since is None and not retried and _may_be_chance(error, monotonic() - began):
                     retried = True
                     continue
-                if began < self._reached_at:  # since then somebody else got through
-                    if retried:
-                        raise
-                    retried = True
-                    continue
-                self._failed(error)
                 patience = self._patience() if patience is None else patience
+                if began < self._reached_at:  # since then somebody else got through
+                    if not retried:
+                        retried = True
+                        continue
+                    if patience <= 0:
+                        raise
+                self._failed(error)
                 if patience <= 0 or self._is_old(entered):
                     raise
                 again, retried = True, False
