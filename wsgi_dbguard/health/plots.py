@@ -20,7 +20,7 @@ _IN_USE, _OPEN, _WAITING, _CHECKOUTS, _AWAY = range(5)
 
 def connections(database: dict[str, Any], number: int) -> str:
     """How many connections were open, and in use; `number` tells plots of one page apart."""
-    steps, known = database["steps"], database["known"]
+    steps, known, sums = database["steps"], database["known"], database["sums"]
     top = max(1, *(max(step[_IN_USE], step[_OPEN], step[_WAITING]) for step in steps))
     used, opened, waiting = ([step[column] for step in steps] for column in (_IN_USE, _OPEN, _WAITING))
     shapes = [
@@ -28,7 +28,7 @@ def connections(database: dict[str, Any], number: int) -> str:
         f'<path class="area" d="{_path(used, top, known, closed=True)}"/>',
         f'<path class="line open" d="{_path(opened, top, known)}"/>',
     ]
-    words = f"seen each second: now {used[-1]} in use of {opened[-1]} open"
+    words = f"seen each second: now {sums['in_use']} in use of {sums['connections']} open"
     words += f"; at most {max(used)} in use and {max(opened)} open"
     keys = '<span class="key area">in use</span> <span class="key open">open</span>'
     if any(waiting):

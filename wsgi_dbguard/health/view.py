@@ -66,7 +66,7 @@ def _verdict(workers: list[dict[str, Any]]) -> tuple[str, str, str]:
 def _events(workers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Those of all workers, the latest first; what several met at the same time is one."""
     found: list[dict[str, Any]] = []
-    every = [{**event, "pids": [worker["pid"]]} for worker in workers for event in worker.pop("events")]
+    every = [{**event, "pids": [worker["pid"]]} for worker in workers for event in reversed(worker.pop("events"))]
     for event in sorted(every, key=lambda each: float(each["last"]), reverse=True):
         for known in found[-_NEAR:]:
             same = (known["what"], known["pool"]) == (event["what"], event["pool"])
