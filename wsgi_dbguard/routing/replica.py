@@ -58,6 +58,7 @@ class Replica:
         """Nothing is known, as after a fork."""
         self._lock = threading.Lock()
         self.mark: Position | None = None
+        self._noted = 0.0  # when the mark was
         self.covered: float | None = None
         self.out_until = 0.0
         self.probes = 0
@@ -97,6 +98,7 @@ class Replica:
     def ask(self) -> bool:
         """Ask how far it is, and note it. Whether it answered."""
         self.probes += 1
+        began = monotonic()
         try:
             mark = applied(self._asking, self._config.probe_timeout)
         except PoolExhausted:
@@ -109,8 +111,10 @@ class Replica:
             return False
         with self._lock:
             if self._goes_back(mark):
+                if began < self._noted:  # another answer has overtaken this one
+                    return True
                 self.covered = None
-            self.mark = mark
+            self.mark, self._noted = mark, monotonic()
         return True
 
     def compare(self, samples: Sequence[Sample], again: Callable[[], Position | None]) -> None:
@@ -130,7 +134,7 @@ class Replica:
             self.covered = max(seen, default=None)
 
     def _goes_back(self, mark: Position) -> bool:
-        """Whether it has less than it was seen to have. Or an answer came late: then it is only asked once more."""
+        """Whether it has less than it was seen to have."""
         return self.mark is not None and not covers(mark, self.mark)
 
     def _take_out(self, reason: object) -> None:
