@@ -58,7 +58,7 @@ class Replica:
         """Nothing is known, as after a fork."""
         self._lock = threading.Lock()
         self.mark: Position | None = None
-        self._noted = 0.0  # when the mark was
+        self._answered = 0.0  # when it told the mark
         self.covered: float | None = None
         self.out_until = 0.0
         self.probes = 0
@@ -109,12 +109,13 @@ class Replica:
         except Exception as error:  # drivers have some of their own when a socket is cut
             self._take_out(error)
             return False
+        answered = monotonic()
         with self._lock:
             if self._goes_back(mark):
-                if began < self._noted:  # another answer has overtaken this one
+                if began < self._answered:  # another answer has overtaken this one
                     return True
                 self.covered = None
-            self.mark, self._noted = mark, monotonic()
+            self.mark, self._answered = mark, answered
         return True
 
     def compare(self, samples: Sequence[Sample], again: Callable[[], Position | None]) -> None:
@@ -129,6 +130,8 @@ class Replica:
                 return
         seen = [at for at, position in samples if covers(mark, position)]
         with self._lock:
+            if self.mark is None or not covers(self.mark, mark):
+                return  # it has gone back in the meantime
             if self.covered is not None:
                 seen.append(self.covered)
             self.covered = max(seen, default=None)
