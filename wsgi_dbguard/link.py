@@ -43,7 +43,7 @@ def _nothing_of(connection: Any) -> None:
 
 
 def _unwatched(timeout: int) -> list[tuple[int, int]]:
-    """A link that no guard has adopted yet: worth a closer look."""
+    """A link that no guard has adopted yet, or whose driver does not tell its socket: each checkout asks the server."""
     return [(-1, sockets.SUSPECT)]
 
 
