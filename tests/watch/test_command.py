@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,40 @@ def test_password_that_mariadb_refuses_is_not_waited_for(mariadb: MariaDB) -> No
     assert SECRET not in result.output
 
 
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ({"sslmode": "require"}, "SSL was required"),
+        ({"sslmode": "nonsense"}, "sslmode"),
+        ({"connect_timeout": "soon"}, "connect_timeout"),
+        ({"options": "-c nonsense=1"}, "nonsense"),
+    ],
+    ids=str,
+)
+def test_option_that_will_not_do_later_either_is_no_fault(
+    postgres: PostgreSQL, driver: str, query: dict[str, str], told: str
+) -> None:
+    result = watch(postgres.url(driver, **query))
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1), result.output
+    assert told in result.stderr
+
+
+def test_certificate_that_is_not_there_is_no_fault() -> None:
+    result = watch("mysql+pymysql://app@127.0.0.1:1/app?ssl_ca=/nonexistent")
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
+def test_socket_that_is_not_there_is_a_server_fault() -> None:
+    for url in (
+        "postgresql+psycopg2://app@/app?host=/nonexistent",
+        "mysql+pymysql://app@/app?unix_socket=/nonexistent/socket",
+    ):
+        result = watch(url)
+        assert result.exit_code == 1, (url, result.output)
+        assert "Verdict: Server fault" in result.stdout
+
+
 def test_argument_that_the_driver_does_not_know_is_refused_in_a_line() -> None:
     result = watch(f"mysql+pymysql://app:{SECRET}@127.0.0.1:1/app?nonsense=1")
     assert result.exit_code == 2
@@ -229,13 +264,18 @@ def test_signal_in_the_middle_of_a_wait_for_it_blocks_nobody() -> None:
 
 
 @pytest.mark.slow
-def test_reader_that_goes_away_ends_it_like_sigpipe_and_without_the_table(postgres: PostgreSQL) -> None:
+@pytest.mark.parametrize("way", [os.pipe, os.openpty], ids=["pipe", "terminal"])
+def test_reader_that_goes_away_ends_it_like_sigpipe_and_without_the_table(
+    postgres: PostgreSQL, way: Callable[[], tuple[int, int]]
+) -> None:
     command = [*WATCH, postgres.url(), "--interval", "0.1", "--timeout", str(PATIENT)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    reading, writing = way()
+    environment = {**os.environ, "TERM": "dumb"}
+    with subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE, env=environment, text=True) as process:
         try:
-            assert process.stdout is not None
-            process.stdout.readline()
-            process.stdout.close()
+            os.close(writing)
+            os.read(reading, 1000)
+            os.close(reading)
             _, told = process.communicate(timeout=120)
         finally:
             process.kill()

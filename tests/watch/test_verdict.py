@@ -147,6 +147,20 @@ def test_proxy_that_hangs_up_is_not_told_from_its_server_and_the_verdict_says_so
     assert not any("watch past it" in each for each in verdict(well(range(3)) + broken + well([4])).evidence)
 
 
+def test_server_that_lets_in_and_answers_nobody_is_at_fault() -> None:
+    hung = [
+        a_round(3, kept=Trouble.SILENT, pool=Trouble.SILENT, fresh=Trouble.STUCK),
+        a_round(4, kept=Trouble.STUCK, pool=Trouble.STUCK, fresh=Trouble.STUCK, held=False),
+    ]
+    found = verdict(list(chain(well(range(3)), *hung, well([5]))))
+    assert found.fault is Fault.SERVER
+    assert any("did not answer their statements, 4 of 8" in each for each in found.evidence)
+
+
+def test_network_that_is_too_slow_for_new_connections_only_is_at_fault() -> None:
+    assert judged(well(range(3)), well([3, 4, 5], fresh=Trouble.STUCK)) is Fault.NETWORK
+
+
 def test_connection_that_could_not_be_opened_between_two_new_ones_counts_as_one_of_them() -> None:
     gone = a_round(3, kept=Trouble.BROKEN, pool=Trouble.REFUSED)
     assert judged(well(range(3)), gone, well([4])) is Fault.NETWORK

@@ -14,6 +14,7 @@ verdict, and with the table dropped, in each case. A second Ctrl-C waits for not
 from __future__ import annotations
 
 import _thread
+import errno
 import json
 import logging
 import os
@@ -78,13 +79,16 @@ def watch(
     # What the guard and SQLAlchemy's pool have to say is in the beats; on stderr it would tear the view apart.
     for name in ("wsgi_dbguard", "sqlalchemy"):
         logging.getLogger(name).addHandler(logging.NullHandler())
+    signals = _Signals()
     try:
-        with _Signals() as signals:
+        with signals:
             found = _watch(signals, url, seconds, as_json, interval=interval, timeout=timeout,
                            read_only=read_only, keep=keep)  # fmt: skip
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):  # nobody reads any more, the terminal is gone
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter will try once more
-        sys.exit(128 + signal.SIGPIPE)
+        sys.exit(128 + (signals.received or [signal.SIGPIPE])[0])
     sys.exit(128 + signals.received[0] if signals.received else int(found.fault != "none"))
 
 

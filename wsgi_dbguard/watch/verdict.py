@@ -1,6 +1,6 @@
 """Whose fault was it? A pure function of the beats.
 
-* The server: it restarted, refused everybody, or said itself that it cannot.
+* The server: it restarted, refused everybody, said itself that it cannot, or let people in and answered none of them.
 * The network: new connections got no answer, no route, or broke, and the server ran on.
 * The client (its pool): new connections worked all the time, and only ones that were kept open were dead.
 
@@ -64,7 +64,11 @@ def verdict(beats: Sequence[Beat]) -> Verdict:
     crashed = [beat for beat in beats if beat.trouble is Trouble.CRASHED]
     said = [beat for beat in beats if beat.trouble in _SAID]
     refused = [beat for beat in tried if beat.trouble is Trouble.REFUSED]
-    lost = [beat for beat in tried if beat.trouble in _LOST]
+    # A network that is slow takes longest for new connections: then the others get their answers.
+    answered = {beat.number for beat in beats if beat.trouble is None}
+    stuck = [beat for beat in tried if beat.trouble is Trouble.STUCK and beat.number not in answered]
+    slow = [beat for beat in tried if beat.trouble is Trouble.STUCK and beat.number in answered]
+    lost = [*(beat for beat in tried if beat.trouble in _LOST), *slow]
     restarted = _restart(fresh)
     ran_on = restarted is None and _ran_on(fresh, [*refused, *lost])
     reasons: list[str] = []
@@ -75,8 +79,8 @@ def verdict(beats: Sequence[Beat]) -> Verdict:
     elif crashed:
         fault = Fault.SERVER
         reasons.append(f"one of the server's processes crashed {_when(crashed[0].at)}, and all others with it")
-    elif said or refused or lost:
-        against_server = len(said) + (0 if ran_on else len(refused))
+    elif said or stuck or refused or lost:
+        against_server = len(said) + len(stuck) + (0 if ran_on else len(refused))
         against_network = len(lost) + (len(refused) if ran_on else 0)
         fault = Fault.SERVER if against_server >= against_network else Fault.NETWORK
         if ran_on and fault is Fault.NETWORK:
@@ -86,6 +90,9 @@ def verdict(beats: Sequence[Beat]) -> Verdict:
         reasons.append("only connections that had been open before were dead: what keeps connections has to check them")
     if said:
         reasons.append(f"the server answered with an error, {_counted(said, all_of=len(beats))}")
+    if stuck:
+        told = _counted(stuck, all_of=len(tried))
+        reasons.append(f"the server let new connections in, and did not answer their statements, {told}")
     if refused:
         who = "a proxy or firewall refused new connections" if ran_on else "nobody listened at the address"
         reasons.append(f"{who}, {_counted(refused, all_of=len(tried))}")
@@ -131,7 +138,7 @@ def _is_attempt(beat: Beat) -> bool:
     Of a failed beat over the pool that is certain only where nothing but opening a connection can end so.
     """
     if beat.way is Way.POOL:
-        return beat.trouble in (Trouble.REFUSED, Trouble.UNREACHABLE)
+        return beat.trouble in (Trouble.REFUSED, Trouble.UNREACHABLE, Trouble.STUCK)
     return beat.way is Way.FRESH or not beat.held
 
 
@@ -164,6 +171,7 @@ def _lost_lines(lost: Sequence[Beat], fault: Fault, *, ran_on: bool, all_of: int
     lines = []
     for trouble, words in (
         (Trouble.SILENT, "new connections got no answer in time"),
+        (Trouble.STUCK, "new connections were slower than they may be, and others were not"),
         (Trouble.UNREACHABLE, "the address could not be reached"),
         (Trouble.BROKEN, "new connections broke off without a word"),
     ):
