@@ -54,9 +54,12 @@ def restarts(
         for load in loads.values():
             stack.callback(load.stop)
             load.start()
-        for restart in [database.restart] * fast + [lambda: _kill(database)] * kills:
+        for end in [database.stop] * fast + [database.kill] * kills:
             _all_well(loads, rate)
-            restart()
+            before = {contender: load.result.failed for contender, load in loads.items()}
+            end()
+            _met(loads, before)
+            database.start()
         _all_well(loads, rate)
         return {contender: load.stop() for contender, load in loads.items()}
 
@@ -82,9 +85,15 @@ def serve(contender: Contender, url: str, directory: Path, **settings: str) -> S
     )
 
 
-def _kill(database: PostgreSQL | MariaDB) -> None:
-    database.kill()
-    database.start()
+def _met(loads: Mapping[Contender, LoadGenerator], before: Mapping[Contender, int]) -> None:
+    """Wait until each contender without a guard has failed a request, so that the outage was one, however short."""
+    for contender, load in loads.items():
+        if contender is not Contender.GUARD:
+            wait_until(_has_failed(load, before[contender]), timeout=60.0, what=f"{contender} to fail")
+
+
+def _has_failed(load: LoadGenerator, before: int) -> Callable[[], bool]:
+    return lambda: load.result.failed > before
 
 
 def _all_well(loads: Mapping[Contender, LoadGenerator], rate: float) -> None:
