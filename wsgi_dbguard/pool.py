@@ -36,9 +36,11 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePoo
 from . import canceller, connecting, failures, flags, fork, housekeeping, liveness, quirks, registry, sockets, tally
 from .breaker import Breaker
 from .config import GuardConfig
-from .errors import OutcomeUnknown
+from .errors import DatabaseUnavailable, OutcomeUnknown
+from .events import note
 from .failures import Failure
 from .link import KEY, SUSPECT, Link, Retired
+from .process import here
 from .request import current
 from .variables import Variables
 from .watchdog import Deadline
@@ -52,7 +54,7 @@ _LOOK_PAUSES = (1.0, 300.0)  # first and longest, seconds: a failover is over in
 
 
 class PoolGuard:
-    """Keeps the pooled connections of one engine alive. Made by `guard`, one for each engine."""
+    """Keeps the pooled connections of one engine alive. Made by `guard`, one for each pool."""
 
     def __init__(self, engine: Engine, config: GuardConfig, *, name: str, explicit: bool) -> None:
         self.name = name
@@ -70,7 +72,6 @@ class PoolGuard:
             connecting.install(engine.dialect, self._connect_timeout)
             event.listen(engine, "connect", self._on_opened, insert=True)
             event.listen(engine, "connect", self._on_connect)
-            event.listen(engine, "handle_error", self._on_error)
             self.breaker.install(engine)
             # Before the user's own listeners, which may want to use the connection.
             shared = isinstance(engine.pool, StaticPool)
@@ -78,6 +79,11 @@ class PoolGuard:
             # A private name, for a word of advice only.
             if getattr(engine.pool, "_pre_ping", False):
                 logger.warning("%s: pool_pre_ping beside the guard is a needless round trip at each checkout", self)
+
+    def hear(self, engine: Engine) -> None:
+        """Learn of the errors that `engine` meets on the connections of this pool; several engines may have it."""
+        if engine.dialect.name != "sqlite" and not engine.dialect.is_async:
+            event.listen(engine, "handle_error", self._on_error)
 
     @property
     def dialect(self) -> Dialect:
@@ -163,9 +169,8 @@ class PoolGuard:
         """Before SQLAlchemy's own questions, and the user's, which belong to the opening and to its time."""
         link = registry.link_of(connection, entry)
         self._tune(link)
-        # Two engines may share the pool, and each have a guard.
         timeout = self._connect_timeout()
-        if link.opening is None and link.fd is not None and timeout is not None:
+        if link.fd is not None and timeout is not None:
             link.opening = Deadline(timeout, link.cut)
             link.opening.__enter__()
 
@@ -180,8 +185,6 @@ class PoolGuard:
 
     def _adopt(self, link: Link) -> None:
         config = self.config
-        if link.guard is not None:  # of another engine that has the same pool
-            link.guard._links.discard(link)
         link.guard = self
         self._links.add(link)
         if config.max_lifetime is not None:
@@ -206,7 +209,7 @@ class PoolGuard:
             sockets.tune(link.fd, keepalive=self.config.keepalive, user_timeout=self.config.user_timeout)
 
     def _on_checkout(self, connection: Any, entry: ConnectionPoolEntry, proxy: PoolProxiedConnection) -> None:
-        # The hot path: each line is paid at every checkout, see tests/benchmarks/cost.py. There is no listener at
+        # The hot path: each line is paid at every checkout, see tests/benchmarks/checkouts.py. There is no listener at
         # checkin: "idle" counts from the last checkout. That saves one event for each use, and costs a ping after a use
         # longer than ping_after, a reconnect after one longer than idle_timeout.
         try:
@@ -223,7 +226,7 @@ class PoolGuard:
             or now > link.expires
             or link.changed is not None
             # A request has made sure of its process when it began.
-            or (request is None and getpid() != fork.pid)
+            or (request is None and not here[0])
         ):
             link = self._examine(connection, entry, link)
         if request is None:
@@ -269,7 +272,7 @@ class PoolGuard:
             self._past_checkouts += link.uses
         tally.changed(self)
 
-    def _on_error(self, context: ExceptionContext) -> OutcomeUnknown | None:
+    def _on_error(self, context: ExceptionContext) -> DatabaseUnavailable | OutcomeUnknown | None:
         """A statement failed. SQLAlchemy invalidates a connection that broke; its siblings are condemned here.
 
         The error that SQLAlchemy is to raise instead of its own; None: its own.
@@ -277,9 +280,11 @@ class PoolGuard:
         connection = context.connection
         request = current_request()
         if connection is None:
+            failure = failures.classify(context.original_exception, connecting=True)
             if request is not None and not context.is_pre_ping:
-                failure = failures.classify(context.original_exception, connecting=True)
                 request.database_failed(failure, committing=False, replica=self._is_replicas())
+            if failure is Failure.UNAVAILABLE and self.breaker.away:  # who tried is told the same as who was refused
+                return DatabaseUnavailable(None, None, context.original_exception)
             return None
         if connection.closed or connection.invalidated:
             return None
@@ -333,7 +338,7 @@ class PoolGuard:
         Raises:
             sqlalchemy.exc.DisconnectionError: if not; SQLAlchemy then replaces it and asks again.
         """
-        if getpid() != fork.pid:
+        if not here[0]:
             fork.after_fork()
             raise self._replace("forked", link)
         if link is None or link.guard is not self:  # opened before this guard came
@@ -397,6 +402,7 @@ class PoolGuard:
             "%s: process %d: a connection %s; all older ones are replaced as they are asked for",
             self.name, getpid(), discovery,
         )  # fmt: skip
+        note(f"a connection {discovery}; all older ones are replaced", self.name, bad=True)
 
     def _suspect_read_only(self) -> None:
         """A write was refused as read-only: the server was demoted, or the application asked for it (READ ONLY).
@@ -437,6 +443,7 @@ class PoolGuard:
         if request is not None:
             request.replaced += 1
         logger.info("%s: process %d: replacing %s: %s", self.name, getpid(), link, cause)
+        note(f"connection replaced: {cause}", self.name)
         return exc.DisconnectionError(cause)
 
     # Housekeeping
@@ -473,6 +480,7 @@ class PoolGuard:
             entry.dbapi_connection = Retired(connection)  # type: ignore[misc]
             self._retired[cause] += 1
         logger.info("%s: process %d: closing %s: %s", self.name, getpid(), link, cause)
+        note(f"idle connection closed: {cause}", self.name)
         # At the next checkout SQLAlchemy closes it once more, and some drivers raise then (PyMySQL: "Already closed").
         # Those in C, that take no attribute, do not.
         close = connection.close

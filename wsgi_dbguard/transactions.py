@@ -34,9 +34,10 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import Dialect, ExecutionContext
 from sqlalchemy.pool import PoolProxiedConnection
 
-from . import state
+from . import sessions, state
 from .changes import touches
-from .request import Request, current
+from .link import KEY, Link
+from .request import NOTHING, Request, current
 
 __all__ = ["commits_by_itself", "hides", "may_have_written", "only_reads", "sent", "unseen", "watch"]
 
@@ -167,15 +168,17 @@ def _on_statement_alone(cursor: Any, statement: str, context: ExecutionContext) 
 
 
 def _on_statement(cursor: Any, statement: Any, parameters: Any, context: ExecutionContext) -> None:
-    # The hot path: each line is paid for every statement, see tests/benchmarks/cost.py.
+    # The hot path: each line is paid for every statement, see tests/benchmarks/growth.py.
     request = current.get()
     if request is None:
         return
     connection = context.root_connection
     try:
-        connection.connection.info  # noqa: B018
+        link: Link | None = connection.connection.info.get(KEY)
     except NotImplementedError:  # the dialect's own questions on the very first connection, which has no pool entry yet
         return
+    if link is not None and link.session is not None and link.within() is connection:
+        sessions.use(link.session, request)
     request.statements += 1
     request.committing = None
     if not isinstance(statement, str):  # drivers take bytes, and texts of a type of their own
@@ -230,6 +233,8 @@ def _on_commit(dialect: Dialect, proxied: PoolProxiedConnection) -> None:
 
 def _written_on(proxied: PoolProxiedConnection, request: Request) -> Connection | None:
     """The Connection by which `request` has written on `proxied`, and has not committed that."""
+    if request.unfinished is NOTHING and request.outer is None:
+        return None
     for each in request.chain() if request.outer is not None else (request,):
         for connection in each.unfinished or ():  # an empty WeakSet is dear to walk
             if not connection.closed and not connection.invalidated and connection.connection is proxied:
