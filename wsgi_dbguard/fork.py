@@ -233,9 +233,10 @@ def _hold() -> None:
     """
     held = _held[_thread.get_ident()] = []
     for link in list(registry.links):
-        # SQLAlchemy's own name; what a pool entry was handed out as.
-        proxied = getattr(link.entry(), "fairy_ref", None)
-        held += link.connection(), proxied and proxied()
+        if not link.in_memory:
+            # SQLAlchemy's own name; what a pool entry was handed out as.
+            proxied = getattr(link.entry(), "fairy_ref", None)
+            held += link.connection(), proxied and proxied()
 
 
 def _hold_no_more() -> None:
