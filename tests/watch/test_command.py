@@ -159,6 +159,36 @@ def test_password_that_mariadb_refuses_is_not_waited_for(mariadb: MariaDB) -> No
     assert SECRET not in result.output
 
 
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ({"sslmode": "require"}, "SSL was required"),
+        ({"sslmode": "nonsense"}, "sslmode"),
+        ({"connect_timeout": "soon"}, "connect_timeout"),
+        ({"options": "-c nonsense=1"}, "nonsense"),
+    ],
+    ids=str,
+)
+def test_option_that_will_not_do_later_either_is_no_fault(
+    postgres: PostgreSQL, driver: str, query: dict[str, str], told: str
+) -> None:
+    result = watch(postgres.url(driver, **query))
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1), result.output
+    assert told in result.stderr
+
+
+def test_certificate_that_is_not_there_is_no_fault() -> None:
+    result = watch("mysql+pymysql://app@127.0.0.1:1/app?ssl_ca=/nonexistent")
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
+def test_socket_that_is_not_there_is_a_server_fault() -> None:
+    result = watch("postgresql+psycopg2://app@/app?host=/nonexistent")
+    assert result.exit_code == 1
+    assert "Verdict: Server fault" in result.stdout
+
+
 def test_argument_that_the_driver_does_not_know_is_refused_in_a_line() -> None:
     result = watch(f"mysql+pymysql://app:{SECRET}@127.0.0.1:1/app?nonsense=1")
     assert result.exit_code == 2
