@@ -188,20 +188,28 @@ def silent_parent(forks: Forks, path: str) -> Any:
     return forks.child(lambda: engine.pool is not pool)
 
 
-def programs(forks: Forks, path: str, gevent: bool) -> list[str]:
-    """What the start of another program says in the child, which Python sees where there is a preexec_fn, or gevent."""
+def programs(forks: Forks, url: str, directory: str, gevent: bool) -> dict[str, Any]:
+    """The start of another program, in a fork that Python sees: with a preexec_fn, or under gevent."""
     if gevent:
         from gevent import monkey
 
         monkey.patch_all()
     forks.guard()
-    engine = create_engine(f"sqlite:///{path}")
-    engine.connect().close()
+    engine = create_engine(url)
+    raw = engine.raw_connection()
+    raw.cursor().execute("create temporary table started (n int)")
+    pool = engine.pool
+    said, found = Path(directory, "said"), Path(directory, "found")
+
+    def prepare() -> None:  # in the child, after the handlers
+        said.write_text("\n".join([*messages, *([] if engine.pool is pool else ["more was done than is needed"])]))
+        forks.failure(raw.rollback)
+        found.write_text(str(forks.failure(lambda: engine.connect().execute(BACKEND))))
+
     with told() as messages:
-        said = os.path.join(os.path.dirname(path), "said")
-        # In the child, after the handlers.
-        subprocess.run(["true"], check=True, preexec_fn=lambda: Path(said).write_text("\n".join(messages)))
-    return Path(said).read_text().splitlines()
+        subprocess.run(["true"], check=True, preexec_fn=prepare)
+    error = forks.failure(partial(raw.cursor().execute, "insert into started values (1)"))
+    return {"said": said.read_text(), "in the child": found.read_text(), "in the parent": error}
 
 
 @pytest.fixture
@@ -270,10 +278,11 @@ def test_one_child_of_each_parent_warns_and_names_the_line_that_opened(tmp_path:
 
 
 @pytest.mark.parametrize("gevent", [False, True], ids=["threads", "gevent"])
-def test_a_child_that_becomes_another_program_is_nothing_to_warn_of(
-    gevent: bool, tmp_path: Path, scenario: Scenario
+def test_the_start_of_a_program_is_nothing_to_warn_of_and_leaves_the_connections_alone(
+    gevent: bool, postgres: PostgreSQL, tmp_path: Path, scenario: Scenario
 ) -> None:
-    assert scenario(programs, path=str(tmp_path / "file.db"), gevent=gevent) == []
+    told = scenario(programs, url=postgres.url(), directory=str(tmp_path), gevent=gevent)
+    assert told == {"said": "", "in the child": "None", "in the parent": None}
 
 
 def test_warnings_as_errors_do_not_break_the_child(tmp_path: Path, scenario: Scenario) -> None:

@@ -12,7 +12,7 @@ multiprocessing, Celery), through the uWSGI hook, and as the last net from the c
 4. every engine gets a fresh pool (``dispose(close=False)``).
 
 What the parent's other threads keep in thread-local storage is let go of in the child before any handler runs there:
-a ``raw_connection()`` would be rolled back on the parent's wire. So the thread that forks holds all of it meanwhile.
+a ``raw_connection()`` would be rolled back on the parent's wire. So the thread that forks holds these meanwhile.
 
 No driver method is called: with another thread in the middle of a query at the fork, drivers' locks are held for ever
 in the child, and ``close()`` or ``rollback()`` would hang. The parent never notices any of it.
@@ -111,7 +111,7 @@ def _cut_off() -> None:
     if inherited:
         events.note(f"{len(inherited)} connection(s) of the parent process were cut off")
     told, _told = _told, mmap.mmap(-1, 1)
-    if inherited and not told[0] and not _becomes_a_program():
+    if inherited and not told[0]:
         told[0] = 1
         _attempt(_tell, inherited, parent)
 
@@ -213,14 +213,6 @@ def _empty(proxied: PoolProxiedConnection, child: int) -> None:
         proxied.dbapi_connection = None  # type: ignore[misc]
 
 
-def _becomes_a_program() -> bool:
-    """Whether `subprocess` forked, which Python sees where it was given a preexec_fn, and always under gevent."""
-    return any(
-        frame.f_code.co_name == "_execute_child" and frame.f_globals.get("__name__") in _SUBPROCESS
-        for frame, _ in traceback.walk_stack(None)
-    )
-
-
 def _in_memory(engine: Engine) -> bool:
     database = engine.url.database or ":memory:"
     return engine.dialect.name == "sqlite" and (
@@ -237,15 +229,15 @@ def _tell(links: list[Link], parent: int) -> None:
     )
     logger.warning(message)
     with contextlib.suppress(ForkWarning):  # warnings may be errors here, but there is nobody to raise it to
-        # Of the line that forked: by way of _attempt, _cut_off, _attempt and after_fork.
+        # Of the line that forked: by way of _attempt, _cut_off, _attempt and after_fork or _in_child.
         warnings.warn(message, ForkWarning, stacklevel=6)
 
 
 def _hold() -> None:
     """In the thread that is about to fork: keep what other threads alone may have, until it is cut off in the child.
 
-    Their Connections, Sessions and cursors need no more than this: only the pool's proxy and the driver write when they
-    are collected.
+    Connections and Sessions need no more than this: only the pool's proxy and the driver write when they are collected.
+    What is not held is a cursor with an unbuffered result that has nobody else: those of MySQL's drivers read its rest.
     """
     held = _held[_thread.get_ident()] = []
     for link in list(registry.links):
@@ -258,5 +250,23 @@ def _hold_no_more() -> None:
     _held.pop(_thread.get_ident(), None)
 
 
-os.register_at_fork(before=_hold, after_in_parent=_hold_no_more, after_in_child=after_fork)
-os.register_at_fork(after_in_child=_held.clear)
+def _in_child() -> None:
+    if _becomes_a_program():
+        # Garbage may be collected there all the same. But nobody waits for the rest, which walks the whole heap, and
+        # there is nothing to warn of. Should a preexec_fn use a database, the checkout finds what was not done.
+        child = os.getpid()
+        _attempt(_sever, [link for link in list(registry.links) if _is_inherited(link, child)])
+    else:
+        _attempt(_cut_off)
+        _held.clear()
+
+
+def _becomes_a_program() -> bool:
+    """Whether `subprocess` forked, which Python sees where it was given a preexec_fn, and always under gevent."""
+    return any(
+        frame.f_code.co_name == "_execute_child" and frame.f_globals.get("__name__") in _SUBPROCESS
+        for frame, _ in traceback.walk_stack(None)
+    )
+
+
+os.register_at_fork(before=_hold, after_in_parent=_hold_no_more, after_in_child=_in_child)

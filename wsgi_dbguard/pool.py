@@ -54,7 +54,7 @@ _LOOK_PAUSES = (1.0, 300.0)  # first and longest, seconds: a failover is over in
 
 
 class PoolGuard:
-    """Keeps the pooled connections of one engine alive. Made by `guard`, one for each engine."""
+    """Keeps the pooled connections of one engine alive. Made by `guard`, one for each pool."""
 
     def __init__(self, engine: Engine, config: GuardConfig, *, name: str, explicit: bool) -> None:
         self.name = name
@@ -72,7 +72,6 @@ class PoolGuard:
             connecting.install(engine.dialect, self._connect_timeout)
             event.listen(engine, "connect", self._on_opened, insert=True)
             event.listen(engine, "connect", self._on_connect)
-            event.listen(engine, "handle_error", self._on_error)
             self.breaker.install(engine)
             # Before the user's own listeners, which may want to use the connection.
             shared = isinstance(engine.pool, StaticPool)
@@ -80,6 +79,11 @@ class PoolGuard:
             # A private name, for a word of advice only.
             if getattr(engine.pool, "_pre_ping", False):
                 logger.warning("%s: pool_pre_ping beside the guard is a needless round trip at each checkout", self)
+
+    def hear(self, engine: Engine) -> None:
+        """Learn of the errors that `engine` meets on the connections of this pool; several engines may have it."""
+        if engine.dialect.name != "sqlite" and not engine.dialect.is_async:
+            event.listen(engine, "handle_error", self._on_error)
 
     @property
     def dialect(self) -> Dialect:
@@ -165,9 +169,8 @@ class PoolGuard:
         """Before SQLAlchemy's own questions, and the user's, which belong to the opening and to its time."""
         link = registry.link_of(connection, entry)
         self._tune(link)
-        # Two engines may share the pool, and each have a guard.
         timeout = self._connect_timeout()
-        if link.opening is None and link.fd is not None and timeout is not None:
+        if link.fd is not None and timeout is not None:
             link.opening = Deadline(timeout, link.cut)
             link.opening.__enter__()
 
@@ -182,8 +185,6 @@ class PoolGuard:
 
     def _adopt(self, link: Link) -> None:
         config = self.config
-        if link.guard is not None:  # of another engine that has the same pool
-            link.guard._links.discard(link)
         link.guard = self
         self._links.add(link)
         if config.max_lifetime is not None:

@@ -6,35 +6,44 @@ imported::
     python forks.py guard postgresql+psycopg2://… ENGINES CONNECTIONS FORKS
 
 "nothing" is a process with the same connections and no guard; "dispose" is the recipe, `engine.dispose(close=False)`
-for each engine in the child.
+for each engine in the child. "profile" is the guard under a profiler, what it prints is a profile (see profiles.py).
 """
 
 from __future__ import annotations
 
+import cProfile
 import json
 import os
 import sys
 import time
 from contextlib import ExitStack
+from typing import Any
 
+from profiles import lines
 from sqlalchemy import create_engine
 
 __all__ = ["main"]
 
 _begun = 0
+_profile: cProfile.Profile | None = None
 
 
 def _begin() -> None:
     global _begun
     _begun = time.perf_counter_ns()
+    if _profile is not None:
+        _profile.enable()
 
 
 os.register_at_fork(after_in_child=_begin)  # runs before the guard's, which is registered later
 
 
-def main(contender: str, url: str, number: int, connections: int, forks: int) -> list[float]:
+def main(contender: str, url: str, number: int, connections: int, forks: int) -> list[Any]:
+    global _profile
     engines = [create_engine(url, pool_size=connections) for _ in range(number)]
-    if contender == "guard":
+    if contender == "profile":
+        _profile = cProfile.Profile(time.thread_time)
+    if contender in ("guard", "profile"):
         from wsgi_dbguard import guard
 
         for engine in engines:
@@ -50,10 +59,14 @@ def main(contender: str, url: str, number: int, connections: int, forks: int) ->
             if contender == "dispose":
                 for engine in engines:
                     engine.dispose(close=False)
-            os.write(write, str(time.perf_counter_ns() - _begun).encode())
+            told: Any = (time.perf_counter_ns() - _begun) / 1000
+            if _profile is not None:
+                _profile.disable()
+                told = lines(_profile, 1)
+            os.write(write, json.dumps(told).encode())
             os._exit(0)
         os.close(write)
-        found.append(int(os.read(read, 100)) / 1000)
+        found.append(json.loads(os.read(read, 65536)))
         os.close(read)
         os.waitpid(pid, 0)
     for engine in engines:

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from checkouts import checkout
-from inprocess import checkouts, guarded, serve, statements
-from measuring import Effort, Report, Samples, measure
-from sqlalchemy import Engine, create_engine, text
+from inprocess import checkouts, guarded, in_session, on_connection, serve
+from measuring import Effort, Elsewhere, Report, Samples, measure
+from sqlalchemy import Engine, create_engine
 
 from wsgi_dbguard import guard
 from wsgi_dbguard.lab.postgres import PostgreSQL
@@ -21,6 +22,7 @@ from wsgi_dbguard.routing.tokens import Token, Tokens
 __all__ = ["run"]
 
 DRIVER = "psycopg2"
+UNGUARDED = Path(__file__).with_name("unguarded.py")
 
 
 def run(effort: Effort, report: Report) -> None:
@@ -64,6 +66,9 @@ def _engines(effort: Effort, report: Report, url: str, number: int) -> None:
         "nothing": [serve(checkouts(pair["nothing"], 1)) for pair in pairs],
         "guard": [serve(guarded(checkouts(pair["guard"], 1), pair["guard"])) for pair in pairs],
     }
+    for calls in apps.values():
+        for call in calls:
+            call()  # connects
     found = measure({name: _in_turn(each) for name, each in apps.items()}, effort)
     report.row("request, engines", f"{number}", found["CPU"], clock="CPU")
     for pair in pairs:
@@ -84,7 +89,7 @@ def _threads(effort: Effort, report: Report, url: str, number: int) -> None:
     """So many threads check out at once, each as fast as it can: the time of all of them together."""
     engines = _pair(url, pool_size=number)
     samples: Samples = {name: [] for name in engines}
-    each = max(1, round(effort.seconds / 2e-5 / number))
+    each = max(1, round(effort.seconds / 5e-6 / number))
     for _ in range(effort.rounds):
         for name, engine in engines.items():
             samples[name].append(_together(checkout(engine), number, each))
@@ -115,29 +120,15 @@ def _together(call: Callable[[], None], number: int, each: int) -> float:
 def _statements(effort: Effort, report: Report, number: int) -> None:
     """In SQLite's memory: the few µs that are looked for are lost in the noise of two processes.
 
-    The look at the socket, of which SQLite has none, is measured by the checkout. With a Session `nothing` has the
-    guard's listeners too, since they are of the class Session: what they cost without a request is in both.
+    The look at the socket, of which SQLite has none, is measured by the checkout.
     """
-    for what, make in (("connection", _on_connection), ("Session", statements)):
-        plain, ours = create_engine("sqlite://"), create_engine("sqlite://")
-        apps = {"nothing": make(plain, number), "guard": guarded(make(ours, number), ours)}
-        found = measure({name: serve(app) for name, app in apps.items()}, effort)
+    for what, make in (("connection", on_connection), ("Session", in_session)):
+        ours = create_engine("sqlite://")
+        # Elsewhere: the guard's listeners to Session are on the class, so here `nothing` would pay for them too.
+        with Elsewhere(UNGUARDED, make.__name__, str(number)) as nothing:
+            found = measure({"nothing": nothing, "guard": serve(guarded(make(ours, number), ours))}, effort)
         report.row(f"request, statements of its {what}", f"{number}", found["CPU"], clock="CPU")
-        plain.dispose()
         ours.dispose()
-
-
-def _on_connection(engine: Engine, number: int) -> Any:
-    statement = text("select 1")
-
-    def app(environ: dict[str, Any], start_response: Any) -> Any:
-        with engine.connect() as connection:
-            for _ in range(number):
-                connection.execute(statement)
-        start_response("200 OK", [("Content-Type", "text/plain")])
-        return [b"ok"]
-
-    return app
 
 
 def _tokens(effort: Effort, report: Report, number: int) -> None:

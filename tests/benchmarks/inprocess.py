@@ -1,4 +1,7 @@
-"""WSGI applications and requests within this process: what a request costs without a server around it."""
+"""WSGI applications and requests within this process: what a request costs without a server around it.
+
+To import this does not import the guard: see unguarded.py.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,7 @@ from pools import wrap
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import scoped_session, sessionmaker
 
-from wsgi_dbguard import DBGuard, registry
-
-__all__ = ["bare", "checkouts", "guarded", "serve", "statements", "streaming", "wrapped"]
+__all__ = ["bare", "checkouts", "guarded", "in_session", "on_connection", "serve", "streaming", "wrapped"]
 
 _HEADERS = [("Content-Type", "text/plain"), ("Content-Length", "2")]
 _STATEMENT = text("select 1")
@@ -41,7 +42,7 @@ def checkouts(engine: Engine, count: int) -> Any:
     return app
 
 
-def statements(engine: Engine, count: int) -> Any:
+def in_session(engine: Engine, count: int) -> Any:
     """An application that sends `count` statements in one transaction of its Session."""
     session = scoped_session(sessionmaker(engine))
 
@@ -54,15 +55,29 @@ def statements(engine: Engine, count: int) -> Any:
     return app
 
 
+def on_connection(engine: Engine, count: int) -> Any:
+    """The same without an ORM."""
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        with engine.connect() as connection:
+            for _ in range(count):
+                connection.execute(_STATEMENT)
+        return bare(environ, start_response)
+
+    return app
+
+
 def wrapped(contender: str, app: Any, engine: Engine) -> Any:
     """`app` as the contender has it."""
     return guarded(app, engine) if contender == "guard" else wrap(contender, app, engine)
 
 
-def guarded(app: Any, engine: Engine, **settings: Any) -> DBGuard:
+def guarded(app: Any, engine: Engine) -> Any:
     """`app` in a DBGuard that watches `engine` and no other: those of the other contenders are in this process too."""
+    from wsgi_dbguard import DBGuard, registry
+
     with mock.patch.object(registry, "on_engine", lambda listener: listener(engine)):
-        return DBGuard(app, engine, **settings)
+        return DBGuard(app, engine)
 
 
 def serve(app: Any) -> Callable[[], None]:

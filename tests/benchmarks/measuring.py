@@ -12,14 +12,18 @@ process had the CPU. A row says which it shows: "CPU" where nothing waits for a 
 from __future__ import annotations
 
 import gc
+import os
 import random
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
-__all__ = ["Clock", "Effort", "Goal", "Report", "Row", "Samples", "measure"]
+__all__ = ["Clock", "Effort", "Elsewhere", "Goal", "Report", "Row", "Samples", "answer_samples", "measure"]
 
 BASE = "nothing"
 Clock = Literal["CPU", "wall"]
@@ -60,7 +64,7 @@ QUICK = Effort(
 SMOKE = Effort(
     rounds=2,
     seconds=0.0001,
-    delays=(0.0, 0.0005),
+    delays=(0.0,),
     servers=("gunicorn gthread",),
     served_delays=(0.0,),
     served=("nothing", "pool_pre_ping", "guard"),
@@ -167,13 +171,50 @@ class Report:
             self.skipped.append(line)
 
 
-def measure(contenders: Mapping[str, Callable[[], object]], effort: Effort) -> dict[Clock, Samples]:
+class Elsewhere:
+    """A contender in a process of its own: a script with these arguments that calls `answer_samples`.
+
+    For what cannot be had beside the guard in one process. Between two processes there may be a few percent, one way or
+    the other, by where things lie in memory.
+    """
+
+    def __init__(self, script: Path, *arguments: str) -> None:
+        command = [sys.executable, str(script), *arguments]
+        path = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        self._process = subprocess.Popen(command, env=path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.communicate()
+
+    def sample(self, count: int) -> tuple[float, float]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(count, file=self._process.stdin, flush=True)
+        wall, cpu = self._process.stdout.readline().split()
+        return float(wall), float(cpu)
+
+
+def answer_samples(call: Callable[[], object]) -> None:
+    """The other end of `Elsewhere`: a sample for each line of stdin."""
+    gc.collect()
+    gc.disable()
+    for line in sys.stdin:
+        print(*_sample(call, int(line)), flush=True)
+        gc.collect()
+
+
+Contender = Callable[[], object] | Elsewhere
+
+
+def measure(contenders: Mapping[str, Contender], effort: Effort) -> dict[Clock, Samples]:
     """Microseconds per call by each clock, one sample a round for each contender."""
     repeat = {name: _repeats(call, effort.seconds) for name, call in contenders.items()}
     found: dict[Clock, Samples] = {clock: {name: [] for name in contenders} for clock in ("wall", "CPU")}
     order: Sequence[str] = list(contenders)
     shuffle = random.Random(1).sample
-    collecting = gc.isenabled()
     try:
         for _ in range(effort.rounds):
             gc.collect()
@@ -182,29 +223,24 @@ def measure(contenders: Mapping[str, Callable[[], object]], effort: Effort) -> d
                 wall, cpu = _sample(contenders[name], repeat[name])
                 found["wall"][name].append(wall)
                 found["CPU"][name].append(cpu)
-            if collecting:
-                gc.enable()
-    finally:
-        if collecting:
             gc.enable()
+    finally:
+        gc.enable()
     return found
 
 
-def _repeats(call: Callable[[], object], seconds: float) -> int:
+def _repeats(call: Contender, seconds: float) -> int:
     """How many calls a sample has."""
-    call()
-    count, took = 1, 0.0
-    while True:
-        begun = time.perf_counter()
-        for _ in range(count):
-            call()
-        took = time.perf_counter() - begun
-        if took >= seconds / 4:
-            return max(1, round(count * seconds / took))
+    _sample(call, 1)
+    count = 1
+    while (took := _sample(call, count)[0] * count / 1e6) < seconds / 4:
         count *= 4
+    return max(1, round(count * seconds / took))
 
 
-def _sample(call: Callable[[], object], count: int) -> tuple[float, float]:
+def _sample(call: Contender, count: int) -> tuple[float, float]:
+    if isinstance(call, Elsewhere):
+        return call.sample(count)
     loop = range(count)
     wall, cpu = time.perf_counter_ns(), time.thread_time_ns()
     for _ in loop:

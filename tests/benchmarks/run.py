@@ -7,7 +7,7 @@
 All contenders run in one process and in turns (how time is taken: measuring.py); under servers, each has a server of
 its own and they are loaded in turns. Ratios come first, as they hold on other machines too; then medians with the
 quartiles around them. On a machine that does anything else the figures are worthless: the load average is printed with
-them. At the end each goal of the project with its figure.
+them. At the end each goal of the project with its figure; `--profile` tells where the time goes.
 
 What is missing is told and skipped: wrk, MariaDB and mysqlclient come from Debian (``apt-get install wrk``;
 ``.ci/venv pytest --version`` installs the others).
@@ -28,6 +28,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import profiles
 from measuring import FULL, QUICK, SMOKE, Goal, Report, Row
 from rich.console import Console
 from rich.table import Table
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="as little as possible: whether it runs at all")
     parser.add_argument("--only", action="append", choices=PARTS, help="this part; may be repeated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--profile", action="store_true", help="and where the time goes")
     args = parser.parse_args()
     effort = SMOKE if args.smoke else QUICK if args.quick else FULL
     console = Console(width=190, highlight=False)
@@ -58,6 +60,9 @@ def main() -> None:
         tables.setdefault(title, []).append(row)
     for title, rows in tables.items():
         console.print(_table(title, rows))
+    profile = profiles.run() if args.profile else {}
+    for title, lines in profile.items():
+        console.print(_profile(title, lines))
     if report.goals:
         console.print(_goals(report.goals))
     for line in report.skipped:
@@ -65,7 +70,7 @@ def main() -> None:
     busy = f"load average before {load:.1f}" + (": the machine was busy, trust no figure" if load > 0.5 else "")
     console.print(f"{time.monotonic() - begun:.0f} s, {busy}")
     if args.json:
-        args.json.write_text(json.dumps(_as_dict(report, load), indent=1))
+        args.json.write_text(json.dumps(_as_dict(report, load) | {"profile": profile}, indent=1))
 
 
 def _table(title: str, rows: list[Row]) -> Table:
@@ -92,6 +97,15 @@ def _cell(row: Row, name: str) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _profile(title: str, lines: list[profiles.Line]) -> Table:
+    table = Table("", title=f"profile: {title}", title_justify="left")
+    for column in ("own µs", "calls"):
+        table.add_column(column, justify="right")
+    for name, own, calls in lines:
+        table.add_row(name, _number(own), f"{calls}")
+    return table
 
 
 def _goals(goals: list[Goal]) -> Table:

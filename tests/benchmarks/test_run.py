@@ -14,10 +14,11 @@ CONTENDERS = {"nothing", "pool_pre_ping", "pool_recycle", "NullPool", "ping per 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_every_part_runs_and_has_a_figure_of_each_contender(tmp_path: Path) -> None:
     told = tmp_path / "figures.json"
-    command = [sys.executable, str(RUN), "--smoke", "--json", str(told)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    command = [sys.executable, str(RUN), "--smoke", "--profile", "--json", str(told)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=540)
     assert done.returncode == 0, done.stderr
     figures = json.loads(told.read_text())
     rows = {(row["what"], row["where"]): set(row["contenders"]) for row in figures["rows"]}
@@ -33,3 +34,5 @@ def test_every_part_runs_and_has_a_figure_of_each_contender(tmp_path: Path) -> N
             assert figure["median"] > 0
     assert {goal["met"] for goal in figures["goals"]} <= {True, False}
     assert "Goals" in done.stdout
+    assert len(figures["profile"]) == 4
+    assert all(figures["profile"].values())

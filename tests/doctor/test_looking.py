@@ -212,4 +212,4 @@ def test_sqlite_needs_no_guard_and_is_not_asked(site: Path, doctor: Callable[...
     result = doctor("wsgi")
     assert result.exit_code == 0
     assert "Nothing to report." in result.stdout
-    assert "sqlite:///file.db: QueuePool, made at wsgi.py:2 in <module>" in result.stdout
+    assert "sqlite:///file.db; pool of 5 + 10 made at wsgi.py:2 in <module>" in " ".join(result.stdout.split())

@@ -35,7 +35,7 @@ def heading(facts: Facts) -> str:
     guarded = "wrapped by DBGuard" if app.guard is not None else "not wrapped by DBGuard"
     lines = [("application", f"{app.target}{kind}, {guarded}")]
     if server is not None:
-        size = f"{count(server.processes, 'process')}, {count(server.threads, 'thread')} each"
+        size = f"{count(server.processes, 'process')} of {count(server.threads, 'thread')}"
         lines.append(("server", f"{server.name} {server.version}".strip() + f", by {server.file}: {size}"))
     for engine in app.engines:
         asked = facts.database(engine)

@@ -21,6 +21,7 @@ import base64
 import binascii
 import hmac
 import json
+import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ class Health:
         self.reporter = reporter
         self._token = token
         self._readiness = Readiness(guards)
-        reporter.install(guard)
+        reporter.install(guard, self._readiness)
 
     def owns(self, environ: WSGIEnvironment) -> bool:
         """Of a path that begins with the prefix: whether it is not one of the application's, such as /-/dbx."""
@@ -100,7 +101,7 @@ class Health:
         return _plain("503 Service Unavailable", state, ("Retry-After", "1"))
 
     def _page(self, environ: WSGIEnvironment) -> tuple[str, list[tuple[str, str]], bytes]:
-        document = view.document(self.reporter.workers())
+        document = view.document(self.reporter.workers(), time.time())
         headers = [("Vary", "Accept")]
         if _prefers_json(environ.get("HTTP_ACCEPT", "")):
             return "200 OK", [("Content-Type", "application/json"), *headers], json.dumps(document).encode()

@@ -115,18 +115,20 @@ def _badge(state: str, more: str = "") -> str:
 def _table(caption: str, heads: list[str], rows: list[list[str]], *, numbers: int = 0) -> str:
     """Cells are HTML. The first is the row's head, the last `numbers` are numbers."""
     first = len(heads) - numbers
-    kinds = ['class="number"' if index >= first else "" for index in range(len(heads))]
+    shape = "wide" if len(heads) > 2 else "plain"
+    kinds = [' class="number"' if index >= first else "" for index in range(len(heads))]
     lines = []
     for row in rows:
-        cells = [f'<th scope="row" data-head="{heads[0]}">{row[0]}</th>']
+        # One element in each: on a narrow screen head and cell stand side by side.
+        cells = [f'<th scope="row" data-head="{heads[0]}"><span>{row[0]}</span></th>']
         cells += [
-            f'<td {kind} data-head="{head}">{cell}</td>'
+            f'<td{kind} data-head="{head}"><span>{cell}</span></td>'
             for kind, head, cell in zip(kinds[1:], heads[1:], row[1:], strict=True)
         ]
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    head = "".join(f'<th scope="col" {kind}>{each}</th>' for kind, each in zip(kinds, heads, strict=True))
+    head = "".join(f'<th scope="col"{kind}>{each}</th>' for kind, each in zip(kinds, heads, strict=True))
     return (
-        f'<table><caption class="hidden">{escape(caption)}</caption><thead><tr>{head}</tr></thead>'
+        f'<table class="{shape}"><caption class="hidden">{escape(caption)}</caption><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table>"
     )
 
@@ -172,17 +174,16 @@ def _plots(document: dict[str, Any]) -> str:
 
 
 def _events(document: dict[str, Any]) -> str:
-    found = [(event, worker["pid"]) for worker in document["workers"] for event in worker["events"]]
-    found.sort(key=lambda each: each[0]["last"], reverse=True)
     rows = []
-    for event, pid in found[:50]:
+    for event in document["events"]:
         what = escape(event["what"][:1].upper() + event["what"][1:])
         times = f' <span class="quiet">({event["count"]} times)</span>' if event["count"] > 1 else ""
         mark = '<span class="bad" aria-hidden="true">■</span> ' if event["bad"] else ""
-        rows.append([_time(event["last"]), f"{mark}{what}{times}", escape(event["pool"]), str(pid)])
+        pids = ", ".join(map(str, event["pids"]))
+        rows.append([_time(event["last"]), f"{mark}{what}{times}", escape(event["pool"]), pids])
     if not rows:
         return "<p>Nothing has happened since the workers began.</p>"
-    return _table("What happened, the latest first", ["Time (UTC)", "What", "Database", "Process"], rows, numbers=1)
+    return _table("What happened, the latest first", ["Time (UTC)", "What", "Database", "Process"], rows)
 
 
 def _counts(document: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ _IN_USE, _OPEN, _WAITING, _CHECKOUTS, _AWAY = range(5)
 
 def connections(database: dict[str, Any], number: int) -> str:
     """How many connections were open, and in use; `number` tells plots of one page apart."""
-    steps, known = database["steps"], database["known"]
+    steps, known, sums = database["steps"], database["known"], database["sums"]
     top = max(1, *(max(step[_IN_USE], step[_OPEN], step[_WAITING]) for step in steps))
     used, opened, waiting = ([step[column] for step in steps] for column in (_IN_USE, _OPEN, _WAITING))
     shapes = [
@@ -28,7 +28,8 @@ def connections(database: dict[str, Any], number: int) -> str:
         f'<path class="area" d="{_path(used, top, known, closed=True)}"/>',
         f'<path class="line open" d="{_path(opened, top, known)}"/>',
     ]
-    words = f"now {used[-1]} in use of {opened[-1]} open; at most {max(used)} in use and {max(opened)} open"
+    words = f"seen each second: now {sums['in_use']} in use of {sums['connections']} open"
+    words += f"; at most {max(used)} in use and {max(opened)} open"
     keys = '<span class="key area">in use</span> <span class="key open">open</span>'
     if any(waiting):
         shapes.append(f'<path class="line waiting" d="{_path(waiting, top, known)}"/>')
@@ -56,7 +57,7 @@ def _figure(
 ) -> str:
     away = sum(bool(step[_AWAY]) for step in database["steps"])
     if away:
-        words += f"; the database was away in {away * SLOT} s of it"
+        words += f"; the database was away in about {away * SLOT} s of it"
         keys += ' <span class="key away">database away</span>'
     label = escape(f"{title} of {database['name']} in the last {SLOTS * SLOT // 60} minutes: {words}.")
     return (

@@ -54,21 +54,23 @@ class Readiness:
 
     def _forget(self) -> None:
         self._lock = threading.Lock()  # nothing under it waits
-        self._look: _Look | None = None
+        self._present: _Look | None = None
 
     def state(self) -> str:
         """`READY`, `AWAY` or `SILENT`: the worst of all engines, not older than a second."""
-        with self._lock:
-            look = self._look
-            if look is None or (look.done.is_set() and monotonic() - look.began >= _PAUSE):
-                look = self._look = _Look([each for each in self._guards() if _is_needed(each)])
-                fresh = True
-            else:
-                fresh = False
-        if fresh:
-            look.begin()
+        look = self.look()
         look.done.wait(max(0.0, look.patience - (monotonic() - look.began)))
         return look.state
+
+    def look(self) -> _Look:
+        """The present look, which may be under way; or a new one, if it is time."""
+        with self._lock:
+            look = self._present
+            if look is not None and not (look.done.is_set() and monotonic() - look.began >= _PAUSE):
+                return look
+            look = self._present = _Look([each for each in self._guards() if _is_needed(each)])
+        look.begin()
+        return look
 
 
 class _Look:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -12,11 +11,13 @@ from .snapshot import SLOT, SLOTS
 __all__ = ["databases", "document"]
 
 _SILENT = 15.0  # seconds: three signs of life are missing
+_SHOWN = 50  # events
+_NEAR = 20  # events that one is compared with
+_TOGETHER = 5.0  # seconds
 
 
-def document(workers: list[dict[str, Any]]) -> dict[str, Any]:
-    """`workers` with the one that answers first, as `Reporter.workers` has them."""
-    now = time.time()
+def document(workers: list[dict[str, Any]], now: float) -> dict[str, Any]:
+    """`workers` with the one that answers first, as `Reporter.workers` has them; `now` is `time.time()`."""
     answered_by = workers[0]["pid"]
     for each in workers:
         each["silent_for"] = round(silent, 1) if (silent := now - each["written"]) > _SILENT else None
@@ -28,6 +29,7 @@ def document(workers: list[dict[str, Any]]) -> dict[str, Any]:
         "detail": detail,
         "at": round(now, 1),
         "answered_by": answered_by,
+        "events": _events(ordered),
         "databases": databases(ordered, int(now // SLOT)),
         "workers": ordered,
     }
@@ -39,7 +41,7 @@ def _verdict(workers: list[dict[str, Any]]) -> tuple[str, str, str]:
     away = [pool for pool in pools if pool["state"] == "away"]
     if away:
         longest = max(pool["away_for"] for pool in away)
-        detail = f"{_of(away, pools)} cannot connect, for {spell(longest)} by now."
+        detail = f"{_of(workers, 'away')} cannot connect, for {spell(longest)} by now."
         return "away", f"Database away: {_names(away)}", detail
     if workers and all(worker["ending"] for worker in workers):
         return "ending", "The server is ending", "It was told to end, and finishes the requests that it has begun."
@@ -47,7 +49,7 @@ def _verdict(workers: list[dict[str, Any]]) -> tuple[str, str, str]:
     if exhausted:
         return (
             "exhausted", f"Requests wait for a connection: {_names(exhausted)}",
-            f"{_of(exhausted, pools)} have every connection in use.",
+            f"{_of(workers, 'exhausted')} have every connection in use.",
         )  # fmt: skip
     silent = sum(worker["silent_for"] is not None for worker in workers)
     if silent:
@@ -61,14 +63,29 @@ def _verdict(workers: list[dict[str, Any]]) -> tuple[str, str, str]:
     return "ready", "All databases can be reached", "Each was there when it was last asked."
 
 
+def _events(workers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of all workers, the latest first; what several met at the same time is one."""
+    found: list[dict[str, Any]] = []
+    every = [{**event, "pids": [worker["pid"]]} for worker in workers for event in reversed(worker.pop("events"))]
+    for event in sorted(every, key=lambda each: float(each["last"]), reverse=True):
+        for known in found[-_NEAR:]:
+            same = (known["what"], known["pool"]) == (event["what"], event["pool"])
+            if same and event["pids"][0] not in known["pids"] and known["first"] - event["last"] < _TOGETHER:
+                known["count"] += event["count"]
+                known["pids"] += event["pids"]
+                break
+        else:
+            found.append(event)
+    return found[:_SHOWN]
+
+
 def _names(pools: Iterable[dict[str, Any]]) -> str:
     return ", ".join(sorted({pool["name"] for pool in pools}))
 
 
-def _of(some: list[dict[str, Any]], pools: list[dict[str, Any]]) -> str:
-    names = {pool["name"] for pool in some}
-    total = sum(pool["name"] in names for pool in pools)
-    return f"{len(some)} of {total} pools" if total > 1 else "The only pool of it"
+def _of(workers: list[dict[str, Any]], state: str) -> str:
+    number = sum(any(pool["state"] == state for pool in worker["pools"]) for worker in workers)
+    return f"{number} of {len(workers)} workers" if len(workers) > 1 else "The only worker"
 
 
 def databases(workers: list[dict[str, Any]], now: int) -> list[dict[str, Any]]:

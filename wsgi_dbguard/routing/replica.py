@@ -58,6 +58,7 @@ class Replica:
         """Nothing is known, as after a fork."""
         self._lock = threading.Lock()
         self.mark: Position | None = None
+        self._answered = 0.0  # when it told the mark
         self.covered: float | None = None
         self.out_until = 0.0
         self.probes = 0
@@ -97,6 +98,7 @@ class Replica:
     def ask(self) -> bool:
         """Ask how far it is, and note it. Whether it answered."""
         self.probes += 1
+        began = monotonic()
         try:
             mark = applied(self._asking, self._config.probe_timeout)
         except PoolExhausted:
@@ -107,10 +109,13 @@ class Replica:
         except Exception as error:  # drivers have some of their own when a socket is cut
             self._take_out(error)
             return False
+        answered = monotonic()
         with self._lock:
             if self._goes_back(mark):
+                if began < self._answered:  # another answer has overtaken this one
+                    return True
                 self.covered = None
-            self.mark = mark
+            self.mark, self._answered = mark, answered
         return True
 
     def compare(self, samples: Sequence[Sample], again: Callable[[], Position | None]) -> None:
@@ -125,12 +130,14 @@ class Replica:
                 return
         seen = [at for at, position in samples if covers(mark, position)]
         with self._lock:
+            if self.mark is None or not covers(self.mark, mark):
+                return  # it has gone back in the meantime
             if self.covered is not None:
                 seen.append(self.covered)
             self.covered = max(seen, default=None)
 
     def _goes_back(self, mark: Position) -> bool:
-        """Whether it has less than it was seen to have. Or an answer came late: then it is only asked once more."""
+        """Whether it has less than it was seen to have."""
         return self.mark is not None and not covers(mark, self.mark)
 
     def _take_out(self, reason: object) -> None:
