@@ -259,6 +259,17 @@ def test_signal_in_the_middle_of_a_wait_for_it_blocks_nobody() -> None:
     assert signals.received == [signal.SIGTERM]
 
 
+def test_under_nohup_it_outlives_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _Signals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+        assert signals.received == []
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", [os.pipe, os.openpty], ids=["pipe", "terminal"])
 def test_reader_that_goes_away_ends_it_like_sigpipe_and_without_the_table(
