@@ -104,11 +104,13 @@ def _not_well(guard: dict[str, Any] | None) -> bool:
 
 
 def _table(figures: dict[str, Any]) -> Table:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table("Contender")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("Contender", no_wrap=True)
     for title in ("Pages failed", "Orders failed", "Lost", "Wrong", "Slowest", "Connects"):
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     for name, found in figures["contenders"].items():
         pages, orders = found["pages"], found["orders"]
         table.add_row(

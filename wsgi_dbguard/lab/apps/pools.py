@@ -113,7 +113,7 @@ def _psycopg_pool(url: str, size: int) -> Engine:
         close_returns=True,
         open=True,
     )
-    return _on_top(url, pool.getconn)
+    return _on_top(url, pool, pool.getconn)
 
 
 def _pooled_db(url: str, size: int) -> Engine:
@@ -144,7 +144,7 @@ def _pooled_db(url: str, size: int) -> Engine:
     pool = Pool(connect, maxcached=size, maxconnections=size + OVERFLOW, blocking=True, ping="SELECT 1")
     # psycopg looks for the type's number with a connection that has to be its own.
     options = {"use_native_hstore": False} if plain.dialect.driver == "psycopg" else {}
-    return _on_top(url, lambda: pool.connection(shareable=False), **options)
+    return _on_top(url, pool, lambda: pool.connection(shareable=False), **options)
 
 
 def _set_up(plain: Engine) -> Callable[[Any], None]:
@@ -152,8 +152,10 @@ def _set_up(plain: Engine) -> Callable[[Any], None]:
     return plain.dialect.on_connect_url(plain.url) or (lambda connection: None)
 
 
-def _on_top(url: str, connect: Callable[[], Any], **options: Any) -> Engine:
-    """An engine without a pool that takes its connections, set up already, from another pool."""
+def _on_top(url: str, pool: Any, connect: Callable[[], Any], **options: Any) -> Engine:
+    """An engine without a pool that takes its connections, set up already, from another pool; disposed with it."""
     dialect = type(create_engine(url).dialect)
     with mock.patch.object(dialect, "on_connect_url", return_value=None):
-        return create_engine(url, creator=connect, poolclass=NullPool, **options)
+        engine = create_engine(url, creator=connect, poolclass=NullPool, **options)
+    event.listen(engine, "engine_disposed", lambda engine: pool.close())
+    return engine
