@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from wsgi_dbguard import __version__
 from wsgi_dbguard.health import sharing
 from wsgi_dbguard.health.sharing import Share
 
@@ -103,22 +104,37 @@ def test_one_that_was_removed_is_made_anew(share: Share, where: Path) -> None:
     share.write({"pid": 1})
     share.write({"pid": 2})
     (file,) = where.glob("live_*")
-    assert json.loads(file.read_text()) == {"pid": 2}
+    assert json.loads(file.read_text())["pid"] == 2
 
 
-def test_what_gone_servers_left_is_removed_by_the_next_one(share: Share, where: Path, start: Start) -> None:
+def test_workers_of_another_version_are_not_understood(share: Share, start: Start, where: Path) -> None:
+    child = start()
+    (file,) = (each for each in where.glob("live_*") if json.loads(each.read_text())["pid"] == child.pid)
+    file.write_text(file.read_text().replace(__version__, "0.0.0"))
+    assert share.others() == []
+
+
+def test_what_gone_servers_left_is_removed_by_the_next_one(
+    share: Share, where: Path, start: Start, tmp_path: Path
+) -> None:
     left = where.with_name(f"wsgi-dbguard-{os.geteuid()}-{os.getpid()}-1")  # another process had our number
     left.mkdir(0o700)
     (left / "live_dbguard-0.json").write_text("{}")
     (left / "dbguard-0.lock").touch()
     foreign = where.with_name(f"wsgi-dbguard-{os.geteuid()}-nothing-of-ours")
     foreign.mkdir()
+    link = where.with_name(f"wsgi-dbguard-{os.geteuid()}-{os.getpid()}-2")
+    link.symlink_to(tmp_path)
+    (tmp_path / "live_dbguard-0.json").touch()
+    (tmp_path / "dbguard-0.lock").touch()
     try:
         start()
         assert not left.exists()
         assert foreign.exists()
+        assert (tmp_path / "live_dbguard-0.json").exists()
     finally:
         foreign.rmdir()
+        link.unlink()
 
 
 @pytest.mark.parametrize("kind", ["open", "link", "file"])
