@@ -90,7 +90,7 @@ def timeouts(engine: Engine) -> dict[str, Any]:
         connection.close()
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg", "mysqldb", "mariadbconnector", "pymysql"])
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg", "mysqldb", "mariadbconnector", "mysqlconnector", "pymysql"])
 def test_the_driver_is_told(driver: str) -> None:
     keywords: dict[str, Any] = {"host": "db"}
     bound(driver, (), keywords, 9.2)
@@ -103,6 +103,7 @@ def test_the_driver_is_told(driver: str) -> None:
         ("psycopg2", (), {"connect_timeout": 3}),
         ("psycopg2", (), {"dsn": "host=db connect_timeout=3"}),
         ("psycopg", ("host=db connect_timeout=3",), {}),
+        ("mysqlconnector", (), {"connection_timeout": 3}),
         ("pg8000", (), {"host": "db"}),
         ("unknown", (), {"host": "db"}),
     ],

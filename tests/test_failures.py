@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import socket
+from collections.abc import Iterator
 from contextlib import closing
 from ssl import SSLEOFError
+from types import ModuleType
 
 import pymysql
 import pytest
 from sqlalchemy import Engine, create_engine, exc
 
 from wsgi_dbguard.failures import CODES, Failure, classify, code_of, network_failed, refused
-from wsgi_dbguard.lab.drivers import DRIVERS, Driver
+from wsgi_dbguard.lab.drivers import DRIVERS, Driver, driver_named
 from wsgi_dbguard.lab.mariadb import MariaDB
 from wsgi_dbguard.lab.postgres import PostgreSQL
 
@@ -19,6 +23,20 @@ NUMBERS = [code for code in CODES if isinstance(code, int)]
 CLIENT_NUMBERS = [number for number in NUMBERS if 2000 <= number < 3000]  # libmariadb takes none of these from a server
 READ_ONLY = "The MariaDB server is running with the --read-only option so it cannot execute this statement"
 OTHER_OPTION = "The MariaDB server is running with the --secure-file-priv option so it cannot execute this statement"
+
+
+@pytest.fixture
+def mysql_connector() -> ModuleType:
+    if missing := driver_named("mysql-connector").missing():
+        pytest.skip(missing)
+    return importlib.import_module("mysql.connector")
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """A port where somebody accepts and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
 
 
 def installed(database: str) -> list[object]:
@@ -112,6 +130,27 @@ def test_closed_connection_without_a_number_is_what_sqlalchemy_takes_it_for() ->
     assert code_of(closed) is None
     assert classify(exc.InterfaceError("select 1", None, closed, connection_invalidated=True)) is Failure.DISCONNECT
     assert classify(exc.InterfaceError("select 1", None, closed)) is Failure.OTHER
+
+
+def test_timeouts_of_mysql_connectors_own_are_no_answer_of_the_servers_though_they_have_its_number(
+    mysql_connector: ModuleType, silent: int
+) -> None:
+    errors = mysql_connector.errors
+    with pytest.raises(errors.ConnectionTimeoutError) as caught:
+        mysql_connector.connect(host="127.0.0.1", port=silent, user="app", connect_timeout=1)
+    assert caught.value.errno == 3024
+    assert classify(caught.value, connecting=True) is Failure.UNAVAILABLE
+    lost = errors.ReadTimeoutError(errno=3024)  # in a COMMIT, for one
+    assert code_of(lost) is None
+    assert classify(lost) is Failure.DISCONNECT
+    assert not refused(lost)
+    assert classify(errors.DatabaseError("max_execution_time", errno=3024)) is Failure.OTHER
+
+
+def test_connection_that_mysql_connector_has_closed_is_gone(mysql_connector: ModuleType) -> None:
+    with pytest.raises(mysql_connector.errors.OperationalError) as caught:
+        mysql_connector.MySQLConnection().cursor()
+    assert classify(caught.value) is Failure.DISCONNECT
 
 
 def test_lost_connection_while_connecting_means_that_none_is_to_be_had() -> None:

@@ -147,8 +147,8 @@ class GuardConfig:
     connect_timeout: float | None = _setting(
         10.0,
         _seconds(low=2.0, high=2147483.0, optional=True),
-        "opening a connection that takes longer fails, where the driver can be told so and was not told otherwise; "
-        "none = leave",
+        "opening a connection that takes longer fails (libpq's drivers count all of it, the others each step of the "
+        "handshake anew), where the driver can be told so and was not told otherwise; none = leave",
     )
     keepalive: tuple[int, int, int] | None = _setting(
         (15, 5, 3),

@@ -30,8 +30,10 @@ logger = logging.getLogger(__name__)
 
 _KEYWORD = "connect_timeout"
 _LIBPQ = frozenset({"psycopg2", "psycopg"})
-_DRIVERS = _LIBPQ | {"pymysql", "mysqldb", "mariadbconnector"}  # as SQLAlchemy names them
-_ELSEWHERE = ("dsn", "service", "conninfo", "read_default_file", "default_file")  # it may be said there
+_DRIVERS = _LIBPQ | {"pymysql", "mysqldb", "mariadbconnector", "mysqlconnector"}  # as SQLAlchemy names them
+_ELSEWHERE = (  # it may be said there
+    "dsn", "service", "conninfo", "read_default_file", "default_file", "connection_timeout", "option_files",
+)  # fmt: skip
 
 
 def bound(driver: str, args: Sequence[Any], keywords: dict[str, Any], seconds: float) -> None:

@@ -76,13 +76,15 @@ CODES: dict[str | int, Failure] = {
 _SILENCE = frozenset({errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH})
 _NO_DATABASE = re.compile(r'database ".*" does not exist')
 _CREDENTIALS = frozenset({"28000", "28P01", 1045, 1130, 1698})  # of a user, a password, a host that is not allowed
+# mysql-connector's own, for which it has closed the connection; with the number of a server's limit for a statement.
+_TIMEOUTS = frozenset({"ConnectionTimeoutError", "ReadTimeoutError", "WriteTimeoutError"})
 _OPTION_PREVENTS_STATEMENT = 1290  # "running with the --read-only option", or with one that has nothing to do with it
 
 
 def code_of(error: BaseException) -> str | int | None:
     """The SQLSTATE or error number that the driver gives with `error` (a DBAPI error), or None."""
     first: Any = error.args[0] if error.args else None
-    if isinstance(error, OSError):  # its errno is the system's
+    if isinstance(error, OSError) or _closed(error):  # its errno is the system's; it was no answer of the server's
         return None
     if isinstance(first, dict):  # pg8000: the fields of the server's message
         return first.get("C")
@@ -110,7 +112,7 @@ def classify(error: BaseException, *, connecting: bool = False) -> Failure:
     failure = CODES.get(code) if code is not None else None
     if code == _OPTION_PREVENTS_STATEMENT and "read" in str(error) and "only" in str(error):
         failure = Failure.READ_ONLY
-    if failure is None and network_failed(error):
+    if failure is None and (network_failed(error) or _closed(error)):
         failure = Failure.DISCONNECT
     if connecting and failure in (None, Failure.DISCONNECT) and _operational(error) and not _no_such_database(error):
         return Failure.UNAVAILABLE
@@ -151,7 +153,14 @@ def _no_such_database(error: BaseException) -> bool:
     return code_of(error) in (1049, 1044, "3D000") or bool(_NO_DATABASE.search(str(error)))
 
 
+def _closed(error: BaseException) -> bool:
+    """Whether mysql-connector has closed the connection, and says so by a class or, without a number, in words."""
+    if not type(error).__module__.startswith("mysql.connector"):
+        return False
+    return type(error).__name__ in _TIMEOUTS or (getattr(error, "errno", 0) == -1 and "not available" in str(error))
+
+
 def _operational(error: BaseException) -> bool:
     """Whether PEP 249 files this under the database's operation, or it is the network's: not under the program's."""
     names = {cls.__name__ for cls in type(error).__mro__}
-    return bool(names & {"OperationalError", "InterfaceError", "OSError"})
+    return bool(names & {"OperationalError", "InterfaceError", "OSError", "ConnectionTimeoutError"})

@@ -59,7 +59,7 @@ def settle(request: Request, leaks: str) -> None:
         return
     found = [_report(link, request) for link in links if _is_leaked(link, request)]
     for each in found:
-        logger.warning(each)
+        logger.error(each)
         events.note("a request left a connection checked out", bad=True)
     tally.count("leaks", "connection", len(found))
     tally.count("leaks", "session", bool(sessions_left))

@@ -34,6 +34,7 @@ from . import deadline, fork, frameworks, registry, sessions, transactions
 from .config import GuardConfig
 from .exchange import REQUEST, Exchange
 from .guards import configuration, guard, guard_all, guards
+from .process import here
 from .replay import Budget
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class DBGuard:
                 deadline.watch(engine)
             if not engines:
                 registry.on_engine(deadline.watch)
-        if self.config.replay != "off" or self.config.statuses or self.config.leaks in ("heal", "raise"):
+        if self.config.replay != "off" or self.config.statuses or self.config.leaks != "off":
             # Of every engine, guarded here or not: what was committed in any of them must not be done twice.
             registry.on_engine(transactions.watch)
         if self.config.replay != "off" or self.config.leaks != "off":
@@ -109,7 +110,7 @@ class DBGuard:
         return f"<DBGuard of {self.app!r} pools={self._pools or 'all'}>"
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if os.getpid() != fork.pid:
+        if not here[0]:
             fork.after_fork()
         health = self._health
         if health is not None:

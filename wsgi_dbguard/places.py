@@ -19,13 +19,14 @@ from sqlalchemy.pool import QueuePool
 from sqlalchemy.pool.base import _ConnectionRecord
 from sqlalchemy.util import queue
 
+from .registry import pool_of
+
 __all__ = ["is_waited_for", "pass_on"]
 
 
 def pass_on(entry: Any) -> None:
     """A connection is about to be opened for this pool entry: have its pool pass on what is given up from now on."""
-    # SQLAlchemy's own name for it; there is no public way from an entry to its pool, which `Engine.dispose` exchanges.
-    pool = getattr(entry, "_ConnectionRecord__pool", None)
+    pool = pool_of(entry)
     if isinstance(pool, QueuePool) and "_dec_overflow" not in vars(pool):
         pool._dec_overflow = functools.partial(_give_up, weakref.ref(pool))  # type: ignore[method-assign, assignment]
 

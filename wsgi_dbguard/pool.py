@@ -36,10 +36,11 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePoo
 from . import canceller, connecting, failures, flags, fork, housekeeping, liveness, quirks, registry, sockets, tally
 from .breaker import Breaker
 from .config import GuardConfig
-from .errors import OutcomeUnknown
+from .errors import DatabaseUnavailable, OutcomeUnknown
 from .events import note
 from .failures import Failure
 from .link import KEY, SUSPECT, Link, Retired
+from .process import here
 from .request import current
 from .variables import Variables
 from .watchdog import Deadline
@@ -53,7 +54,7 @@ _LOOK_PAUSES = (1.0, 300.0)  # first and longest, seconds: a failover is over in
 
 
 class PoolGuard:
-    """Keeps the pooled connections of one engine alive. Made by `guard`, one for each engine."""
+    """Keeps the pooled connections of one engine alive. Made by `guard`, one for each pool."""
 
     def __init__(self, engine: Engine, config: GuardConfig, *, name: str, explicit: bool) -> None:
         self.name = name
@@ -68,10 +69,9 @@ class PoolGuard:
         # SQLite has no server to lose, and async drivers live on an event loop that is not WSGI's.
         if engine.dialect.name != "sqlite" and not engine.dialect.is_async:
             event.listen(engine, "do_connect", self._before_connect)
-            connecting.install(engine.dialect, lambda: self.config.connect_timeout)
+            connecting.install(engine.dialect, self._connect_timeout)
             event.listen(engine, "connect", self._on_opened, insert=True)
             event.listen(engine, "connect", self._on_connect)
-            event.listen(engine, "handle_error", self._on_error)
             self.breaker.install(engine)
             # Before the user's own listeners, which may want to use the connection.
             shared = isinstance(engine.pool, StaticPool)
@@ -79,6 +79,11 @@ class PoolGuard:
             # A private name, for a word of advice only.
             if getattr(engine.pool, "_pre_ping", False):
                 logger.warning("%s: pool_pre_ping beside the guard is a needless round trip at each checkout", self)
+
+    def hear(self, engine: Engine) -> None:
+        """Learn of the errors that `engine` meets on the connections of this pool; several engines may have it."""
+        if engine.dialect.name != "sqlite" and not engine.dialect.is_async:
+            event.listen(engine, "handle_error", self._on_error)
 
     @property
     def dialect(self) -> Dialect:
@@ -152,16 +157,21 @@ class PoolGuard:
     # The way of a connection: connect, checkout, checkin, gone.
 
     def _before_connect(self, dialect: Dialect, entry: Any, args: Any, keywords: dict[str, Any]) -> None:
-        if self.config.connect_timeout is not None:
-            connecting.bound(getattr(dialect, "driver", ""), args, keywords, self.config.connect_timeout)
+        timeout = self._connect_timeout()
+        if timeout is not None:
+            connecting.bound(getattr(dialect, "driver", ""), args, keywords, timeout)
+
+    def _connect_timeout(self) -> float | None:
+        limits = [self.config.connect_timeout, registry.standbys.get(self.dialect)]
+        return min((each for each in limits if each is not None), default=None)
 
     def _on_opened(self, connection: Any, entry: ConnectionPoolEntry) -> None:
         """Before SQLAlchemy's own questions, and the user's, which belong to the opening and to its time."""
         link = registry.link_of(connection, entry)
         self._tune(link)
-        # Two engines may share the pool, and each have a guard.
-        if link.opening is None and link.fd is not None and self.config.connect_timeout is not None:
-            link.opening = Deadline(self.config.connect_timeout, link.cut)
+        timeout = self._connect_timeout()
+        if link.fd is not None and timeout is not None:
+            link.opening = Deadline(timeout, link.cut)
             link.opening.__enter__()
 
     def _on_connect(self, connection: Any, entry: ConnectionPoolEntry) -> None:
@@ -175,8 +185,6 @@ class PoolGuard:
 
     def _adopt(self, link: Link) -> None:
         config = self.config
-        if link.guard is not None:  # of another engine that has the same pool
-            link.guard._links.discard(link)
         link.guard = self
         self._links.add(link)
         if config.max_lifetime is not None:
@@ -201,7 +209,7 @@ class PoolGuard:
             sockets.tune(link.fd, keepalive=self.config.keepalive, user_timeout=self.config.user_timeout)
 
     def _on_checkout(self, connection: Any, entry: ConnectionPoolEntry, proxy: PoolProxiedConnection) -> None:
-        # The hot path: each line is paid at every checkout, see tests/benchmarks/cost.py. There is no listener at
+        # The hot path: each line is paid at every checkout, see tests/benchmarks/checkouts.py. There is no listener at
         # checkin: "idle" counts from the last checkout. That saves one event for each use, and costs a ping after a use
         # longer than ping_after, a reconnect after one longer than idle_timeout.
         try:
@@ -218,7 +226,7 @@ class PoolGuard:
             or now > link.expires
             or link.changed is not None
             # A request has made sure of its process when it began.
-            or (request is None and getpid() != fork.pid)
+            or (request is None and not here[0])
         ):
             link = self._examine(connection, entry, link)
         if request is None:
@@ -264,7 +272,7 @@ class PoolGuard:
             self._past_checkouts += link.uses
         tally.changed(self)
 
-    def _on_error(self, context: ExceptionContext) -> OutcomeUnknown | None:
+    def _on_error(self, context: ExceptionContext) -> DatabaseUnavailable | OutcomeUnknown | None:
         """A statement failed. SQLAlchemy invalidates a connection that broke; its siblings are condemned here.
 
         The error that SQLAlchemy is to raise instead of its own; None: its own.
@@ -272,9 +280,11 @@ class PoolGuard:
         connection = context.connection
         request = current_request()
         if connection is None:
+            failure = failures.classify(context.original_exception, connecting=True)
             if request is not None and not context.is_pre_ping:
-                failure = failures.classify(context.original_exception, connecting=True)
-                request.database_failed(failure, committing=False)
+                request.database_failed(failure, committing=False, replica=self._is_replicas())
+            if failure is Failure.UNAVAILABLE and self.breaker.away:  # who tried is told the same as who was refused
+                return DatabaseUnavailable(None, None, context.original_exception)
             return None
         if connection.closed or connection.invalidated:
             return None
@@ -283,7 +293,7 @@ class PoolGuard:
         except NotImplementedError:  # the dialect's questions on the very first connection have no pool entry
             if request is not None:
                 failure = failures.classify(context.original_exception, connecting=True)
-                request.database_failed(failure, committing=False)
+                request.database_failed(failure, committing=False, replica=self._is_replicas())
             return None
         if link is None or link.guard is not self:
             return None
@@ -301,6 +311,7 @@ class PoolGuard:
                 connection,
                 committing=context.statement is None,
                 refused=not context.is_disconnect and failures.refused(context.original_exception),
+                replica=self._is_replicas(),
             )
         # An interrupt (a greenlet's timeout, SystemExit) costs this connection but says nothing of the others:
         # SQLAlchemy then does not want the pool invalidated, and neither may a listener of the user's. It takes a
@@ -310,11 +321,14 @@ class PoolGuard:
         ):
             context.invalidate_pool_on_disconnect = False
             self._condemn(link, "broke in use")
-        elif failure is Failure.READ_ONLY and self.config.evict_readonly and self.dialect not in registry.standbys:
+        elif failure is Failure.READ_ONLY and self.config.evict_readonly and not self._is_replicas():
             self._suspect_read_only()
         if in_doubt and isinstance(context.original_exception, Exception):
             return OutcomeUnknown(None, None, context.original_exception, connection_invalidated=context.is_disconnect)
         return None
+
+    def _is_replicas(self) -> bool:
+        return self.dialect in registry.standbys
 
     # The decision
 
@@ -324,7 +338,7 @@ class PoolGuard:
         Raises:
             sqlalchemy.exc.DisconnectionError: if not; SQLAlchemy then replaces it and asks again.
         """
-        if getpid() != fork.pid:
+        if not here[0]:
             fork.after_fork()
             raise self._replace("forked", link)
         if link is None or link.guard is not self:  # opened before this guard came

@@ -37,6 +37,13 @@ class _Watchdog:
         self.next_due: float | None = None  # what the thread sleeps for; None: there is no thread
 
     def add(self, deadline: Deadline) -> None:
+        # Out of threads, or the interpreter ends: a call without a limit is worth more than none.
+        try:
+            self._add(deadline)
+        except RuntimeError as error:
+            logger.warning("no limit for a call to the database: %s", error)
+
+    def _add(self, deadline: Deadline) -> None:
         # Critical section: no I/O, and the thread that may have to be started takes the mutex first of all.
         with self.mutex:
             if self.next_due is None:

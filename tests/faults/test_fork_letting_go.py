@@ -22,9 +22,11 @@ QUICK = ["mysqlclient"]
 TLS = True
 KEYS = itertools.count(1)  # of tables
 # What says nothing to the server without the guard: psycopg2 and psycopg know that they are in another process, pg8000
-# and PyMySQL close the socket without a word when they are collected. The drivers on libmariadb send COM_QUIT.
-SILENT = {driver: {"exit", "dispose(close=False)"} for driver in ["psycopg2", "psycopg", "pg8000", "pymysql"]}
-QUITTING = ["mysqlclient", "mariadb"]
+# and PyMySQL close the socket without a word when they are collected. The drivers on libmariadb send COM_QUIT, and
+# mysql-connector shuts the connection down, for its parent too.
+QUIET = ["psycopg2", "psycopg", "pg8000", "pymysql", "mysql-connector"]
+SILENT = {driver: {"exit", "dispose(close=False)"} for driver in QUIET}
+QUITTING = ["mysqlclient", "mariadb", "mysql-connector"]
 
 
 def collect(inherited: dict[str, Any]) -> None:

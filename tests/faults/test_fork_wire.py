@@ -176,11 +176,13 @@ def test_without_the_guard_children_write_on_their_parents_connections(lives: Ca
 
 
 def test_no_child_puts_a_byte_on_its_parents_connections_and_the_parent_never_notices(
-    lives: Callable[..., Any], tmp_path: Path
+    lives: Callable[..., Any], peer: Peer, tmp_path: Path
 ) -> None:
     told = lives(True, CHILDREN)
-    # SQLAlchemy's own rules: the transaction is lost, until rollback() or remove() says that this is known.
-    harmless = {"lost": ["PendingRollbackError"], "worked": 0, "own": True}
+    # SQLAlchemy's own rules: the transaction is lost, until rollback() or remove() says that this is known. With
+    # mysql-connector SQLAlchemy has all rows in memory, of a stream as well: those can be read.
+    worked = int(peer.driver == "mysql-connector")
+    harmless = {"lost": ["PendingRollbackError"], "worked": worked, "own": True}
     assert told == {
         "lives": [{"told": harmless, "wire": {}} for _ in CHILDREN],
         "backends kept": True,

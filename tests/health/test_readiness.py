@@ -167,7 +167,7 @@ def test_a_replica_that_is_away_is_none_of_its_business(
     replica = make_engine("postgresql+psycopg2://127.0.0.1:1/replica")
     judgement = judge(engine, replica)
     assert fresh(judgement, monkeypatch) == AWAY
-    registry.standbys.add(replica.dialect)
+    registry.standbys[replica.dialect] = 1.0
     assert fresh(judgement, monkeypatch) == READY
 
 

@@ -29,6 +29,7 @@ from wsgi_dbguard import fork, registry, tally
 from wsgi_dbguard.guards import address, guard_of, has_server
 from wsgi_dbguard.link import KEY
 from wsgi_dbguard.pool import PoolGuard
+from wsgi_dbguard.process import here
 
 from .instruments import (
     CREATE_TIME,
@@ -226,7 +227,7 @@ def _note(instrument: Instrument, pool: str, seconds: float) -> None:
 
 
 def _changed(pool: str | None) -> None:
-    if os.getpid() != fork.pid:  # not noticed yet, or about to be: nothing may be written in the parent's name
+    if not here[0]:  # not noticed yet, or about to be: nothing may be written in the parent's name
         return
     for recorder in _recorders:
         recorder.changed(pool)
