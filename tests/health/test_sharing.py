@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,14 +31,14 @@ Start = Callable[[], subprocess.Popen[str]]
 
 @pytest.fixture
 def where() -> Path:
-    """What the children of this process share; here, as the parent, this process has another one."""
-    return sharing._directory().parent / f"wsgi-dbguard-{os.geteuid()}-{os.getpid()}-{sharing._started(os.getpid())}"
+    """What the children of this process share, and this process with them (conftest.py)."""
+    base = Path("/dev/shm")
+    return (base if os.access(base, os.W_OK) else Path(tempfile.gettempdir())) / sharing._name(os.getpid())
 
 
 @pytest.fixture
-def share(monkeypatch: pytest.MonkeyPatch) -> Iterator[Share]:
-    """As a worker that is a child of this process has it."""
-    monkeypatch.setattr(sharing, "_owner", os.getpid)
+def share() -> Iterator[Share]:
+    """Of this process."""
     made = Share()
     made.write({"pid": os.getpid()})
     yield made
@@ -139,9 +140,8 @@ def test_what_gone_servers_left_is_removed_by_the_next_one(
 
 @pytest.mark.parametrize("kind", ["open", "link", "file"])
 def test_a_place_that_is_not_ours_alone_is_refused(
-    kind: str, where: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    kind: str, where: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sharing, "_owner", os.getpid)
     if kind == "open":
         where.mkdir()
         where.chmod(0o777)

@@ -98,13 +98,16 @@ def _directory() -> Path:
     if not os.access(base, os.W_OK | os.X_OK):
         base = Path(tempfile.gettempdir())
     _clear(base)
-    owner = _owner()
-    where = base / f"{_PREFIX}{os.geteuid()}-{owner}-{_started(owner)}"
+    where = base / _name(_owner())
     with suppress(FileExistsError):
         where.mkdir(0o700)
     if not _is_ours(where):
         raise PermissionError(f"{where} is not a directory of this user alone")
     return where
+
+
+def _name(owner: int) -> str:
+    return f"{_PREFIX}{os.geteuid()}-{owner}-{_started(owner)}"
 
 
 def _is_ours(where: Path) -> bool:
