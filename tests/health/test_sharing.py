@@ -162,11 +162,20 @@ def test_a_place_that_is_not_ours_alone_is_refused(
         where.rmdir() if kind == "open" else where.unlink()
 
 
-def test_a_child_of_a_worker_leaves_its_parents_file_alone(share: Share, where: Path) -> None:
-    child = os.fork()
-    if child == 0:
-        share.close()
-        share.end()
-        os._exit(0)
-    os.waitpid(child, 0)
-    assert len(list(where.glob("live_*.json"))) == 1
+def test_a_child_of_a_worker_leaves_its_parents_file_alone(run_python: Callable[..., str]) -> None:
+    program = """
+import os
+from wsgi_dbguard.health.sharing import Share
+share = Share()
+share.write({"pid": os.getpid()})
+where = share._slot.where
+child = os.fork()
+if child == 0:
+    share.close()
+    share.end()
+    os._exit(0)
+os.waitpid(child, 0)
+print(len(list(where.glob("live_*.json"))))
+share.end()
+"""
+    assert run_python(program) == "1\n"
