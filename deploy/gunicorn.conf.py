@@ -57,6 +57,9 @@ worker_tmp_dir = "/dev/shm"
 # above, removes the gauges of workers that have ended.
 # raw_env = ["PROMETHEUS_MULTIPROC_DIR=/run/notes/metrics"]
 
+# The guard's readyz (health="/-/db" of DBGuard, off by default) says 503 from SIGTERM on, on connections that are
+# kept; new ones are not taken by then. A balancer that is to hear of it in time asks on a kept connection.
+
 # The master of 25.1 and later serves `gunicornc` from a thread and a socket in $HOME: nothing here needs
 # it, and a master that forks is best left with one thread.
 control_socket_disable = True

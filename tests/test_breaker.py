@@ -285,7 +285,7 @@ def test_each_pool_and_what_dispose_makes_of_it_goes_by_it(kind: type[pool.Pool]
     event.listen(engine, "do_connect", lambda *args: asked.append(1))
     guarded = guard(engine)
     for _ in range(2):
-        with pytest.raises(DatabaseUnavailable if asked else OperationalError, match="refused"):
+        with pytest.raises(DatabaseUnavailable, match="refused"):  # who tried, and who was told
             engine.connect()
         engine.dispose()
     assert len(asked) == 1
@@ -377,6 +377,20 @@ def test_an_attempt_that_is_older_than_anothers_success_says_nothing(clock: Cloc
     assert not here.away
 
 
+def test_who_may_wait_does_not_fail_by_chance_while_others_get_through() -> None:
+    here = breaker(hold=60.0, retry_after=0.1)
+    failures = iter(range(3))
+
+    def unlucky() -> int:
+        if next(failures, None) is None:
+            return 1
+        assert here.connect(lambda: 2) == 2
+        raise psycopg2.OperationalError("server closed the connection unexpectedly")
+
+    assert here.connect(unlucky) == 1
+    assert not here.away
+
+
 def test_who_waited_and_meets_the_next_outage_waits_on(database: Database, crowd: Callable[..., Future[Any]]) -> None:
     away = breaker(hold=600.0, retry_after=0.1)
     database.up = False
@@ -387,3 +401,28 @@ def test_who_waited_and_meets_the_next_outage_waits_on(database: Database, crowd
     until(lambda: database.attempts > attempts + 2)
     database.up = True
     assert caller.result(60.0) > attempts
+
+
+def test_those_who_are_let_go_and_reset_once_keep_nobody_waiting(
+    database: Database, crowd: Callable[..., Future[Any]]
+) -> None:
+    both = threading.Barrier(2)
+    resets = iter(range(2))
+
+    def connect() -> int:
+        if database.up and next(resets, None) is not None:
+            both.wait(60.0)
+            raise database.error
+        return database()
+
+    away = breaker(hold=600.0, retry_after=3000.0)  # no probe comes in between
+    database.up = False
+    callers = []
+    for waiting in range(1, 5):
+        callers.append(crowd(away.connect, connect))
+        until(partial(lambda count: away.waiting == count, waiting))
+    database.up = True
+    away._reached()
+    for caller in callers:
+        caller.result(60.0)
+    assert not away.away

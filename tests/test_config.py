@@ -28,7 +28,7 @@ SECONDS = {  # lowest, whether that itself is allowed, highest, whether it can b
     "retry_after": (0.1, True, YEARS, False),
     "deadline": (0.0, False, YEARS, True),
 }
-OPTIONAL = [*(name for name, bounds in SECONDS.items() if bounds[3]), "keepalive"]
+OPTIONAL = [*(name for name, bounds in SECONDS.items() if bounds[3]), "keepalive", "health", "health_token"]
 
 
 def spelled(value: object) -> str:
@@ -52,11 +52,18 @@ def outcome(call: Callable[[], Any]) -> Any:
         return refusal
 
 
+def told(name: str, value: object) -> str:
+    """The value as an error may tell it."""
+    return "(not shown)" if name == "health_token" else repr(value)
+
+
 @st.composite
 def settings(draw: st.DrawFn) -> dict[str, Any]:
     """Some settings, with values within their bounds."""
     values: dict[str, st.SearchStrategy[Any]] = {
         "evict_readonly": st.booleans(),
+        "health": st.sampled_from(["/-/db", "/Health", "/a,b"]) | st.none(),
+        "health_token": st.sampled_from(["Only-4-us_no1234", "12345678901234567"]) | st.none(),
         "keepalive": st.tuples(st.integers(1, 32767), st.integers(1, 32767), st.integers(1, 127)) | st.none(),
     }
     for name, (low, inclusive, high, optional) in SECONDS.items():
@@ -94,7 +101,7 @@ def test_text_says_the_same_as_a_value(values: dict[str, Any]) -> None:
 def test_any_value_is_taken_or_refused_by_name(name: str, value: Any) -> None:
     taken = outcome(lambda: made(name, value))
     if isinstance(taken, SettingError):
-        assert f"{name}={value!r}: must be " in str(taken)
+        assert f"{name}={told(name, value)}: must be " in str(taken)
         return
     assert taken == (tuple(value) if isinstance(value, list) else value)
     if name in SECONDS and taken is not None:
@@ -107,7 +114,7 @@ def test_any_value_is_taken_or_refused_by_name(name: str, value: Any) -> None:
 def test_any_text_is_taken_or_refused_by_its_source(name: str, text: str) -> None:
     value = outcome(lambda: parse(name, text, source="THE_SOURCE"))
     if isinstance(value, SettingError):
-        assert f"THE_SOURCE={text!r}: must be " in str(value)
+        assert f"THE_SOURCE={told(name, text)}: must be " in str(value)
     else:
         assert made(name, value) == value
 

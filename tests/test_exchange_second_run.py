@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Connection, Engine, exc, text
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from werkzeug.test import Client, create_environ
 
 from wsgi_dbguard import DBGuard
@@ -19,6 +19,15 @@ from wsgi_dbguard.request import current
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Noted(Base):
+    __tablename__ = "noted"
+    name: Mapped[str] = mapped_column(primary_key=True)
 
 
 @pytest.fixture
@@ -64,6 +73,24 @@ def test_the_second_run_finds_a_clean_session(engine: Engine, faults: Faults, ro
             return [found.encode()]
 
         guard = DBGuard(app, engine, replay="uncommitted", leaks="off")
+        assert call(guard, create_environ(method="POST"))[0] == "200 OK"
+        assert rows() == ["once"]
+
+
+def test_what_the_first_run_added_and_did_not_flush_is_not_written_with_the_second_one(
+    engine: Engine, faults: Faults, rows: Callable[[], list[str]]
+) -> None:
+    with Session(engine) as session:
+
+        def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            session.add(Noted(name="once"))
+            with engine.connect() as connection:
+                found = faults.strike(connection)
+            session.commit()
+            start_response("200 OK", PLAIN)
+            return [found.encode()]
+
+        guard = DBGuard(app, engine, replay="uncommitted")
         assert call(guard, create_environ(method="POST"))[0] == "200 OK"
         assert rows() == ["once"]
 

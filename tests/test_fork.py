@@ -9,6 +9,7 @@ import gc
 import inspect
 import logging
 import os
+import subprocess
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -187,6 +188,30 @@ def silent_parent(forks: Forks, path: str) -> Any:
     return forks.child(lambda: engine.pool is not pool)
 
 
+def programs(forks: Forks, url: str, directory: str, gevent: bool) -> dict[str, Any]:
+    """The start of another program, in a fork that Python sees: with a preexec_fn, or under gevent."""
+    if gevent:
+        from gevent import monkey
+
+        monkey.patch_all()
+    forks.guard()
+    engine = create_engine(url)
+    raw = engine.raw_connection()
+    raw.cursor().execute("create temporary table started (n int)")
+    pool = engine.pool
+    said, found = Path(directory, "said"), Path(directory, "found")
+
+    def prepare() -> None:  # in the child, after the handlers
+        said.write_text("\n".join([*messages, *([] if engine.pool is pool else ["more was done than is needed"])]))
+        forks.failure(raw.rollback)
+        found.write_text(str(forks.failure(lambda: engine.connect().execute(BACKEND))))
+
+    with told() as messages:
+        subprocess.run(["true"], check=True, preexec_fn=prepare)
+    error = forks.failure(partial(raw.cursor().execute, "insert into started values (1)"))
+    return {"said": said.read_text(), "in the child": found.read_text(), "in the parent": error}
+
+
 @pytest.fixture
 def urls(postgres: PostgreSQL) -> list[str]:
     return [postgres.url(driver) for driver in DRIVERS]
@@ -250,6 +275,14 @@ def test_one_child_of_each_parent_warns_and_names_the_line_that_opened(tmp_path:
     assert [others, second_grandchild, parent] == [[[], []], [], []]
     assert [each.split()[0] for each in grandchild] == ["WARNING", "ForkWarning"]
     assert all(place(warned_children, "# and this line") in each for each in grandchild)
+
+
+@pytest.mark.parametrize("gevent", [False, True], ids=["threads", "gevent"])
+def test_the_start_of_a_program_is_nothing_to_warn_of_and_leaves_the_connections_alone(
+    gevent: bool, postgres: PostgreSQL, tmp_path: Path, scenario: Scenario
+) -> None:
+    told = scenario(programs, url=postgres.url(), directory=str(tmp_path), gevent=gevent)
+    assert told == {"said": "", "in the child": "None", "in the parent": None}
 
 
 def test_warnings_as_errors_do_not_break_the_child(tmp_path: Path, scenario: Scenario) -> None:

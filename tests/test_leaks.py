@@ -68,7 +68,7 @@ def test_a_connection_that_stays_out_is_told_of_once_and_not_torn_away(
     told = request(lambda: kept.append(getattr(engine, way)()), engine, "/listen", leaks=setting)
     assert told == [f"GET /listen left a connection of {guard(engine).name} checked out"]
     assert [each.getMessage() for each in caplog.records if each.name == "wsgi_dbguard.leaks"] == told
-    assert {each.levelno for each in caplog.records if each.name == "wsgi_dbguard.leaks"} == {logging.WARNING}
+    assert {each.levelno for each in caplog.records if each.name == "wsgi_dbguard.leaks"} == {logging.ERROR}
     for _ in range(3):
         assert request(lambda: kept[0].cursor().execute("select 1") if way != "connect" else None, engine) == []
     if way == "connect":

@@ -5,6 +5,7 @@ import inspect
 import os
 import re
 import sqlite3
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from wsgi_dbguard.lab.mariadb import MariaDB
 from wsgi_dbguard.lab.postgres import PostgreSQL
 from wsgi_dbguard.link import KEY, Link
 
@@ -70,6 +72,16 @@ def test_the_descriptor_is_the_drivers_own(make_engine: MakeEngine, postgres: Po
         assert (link.fd, link.identity) == (fd, (status.st_dev, status.st_ino))
         assert link.pid == os.getpid()
         assert not link.in_memory
+
+
+def test_a_program_that_is_started_does_not_get_the_connection(make_engine: MakeEngine, mariadb: MariaDB) -> None:
+    pytest.importorskip("MySQLdb")  # mysqlclient would give it
+    with make_engine(mariadb.url("mysqldb")).connect() as connection:
+        identity = link_of(connection).identity
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE, close_fds=False) as program:
+            given = [(each.stat().st_dev, each.stat().st_ino) for each in Path(f"/proc/{program.pid}/fd").iterdir()]
+    assert given
+    assert identity not in given
 
 
 def test_in_use_follows_the_connection_through_checkout_checkin_and_detach(

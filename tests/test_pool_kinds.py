@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, event, exc, text
 from sqlalchemy.pool import AssertionPool, NullPool, Pool, QueuePool, SingletonThreadPool, StaticPool
 
-from wsgi_dbguard import guard
+from wsgi_dbguard import guard, guards
 from wsgi_dbguard.lab.postgres import PostgreSQL
 from wsgi_dbguard.lab.process import wait_until
 
@@ -166,12 +166,12 @@ def test_engines_do_not_condemn_each_others_connections(
     postgres: PostgreSQL, driver: str, make_engine: MakeEngine, fill: Fill
 ) -> None:
     one, two = make_engine(postgres.url(driver)), make_engine(postgres.url(driver))
-    guards = guard(one), guard(two)
+    both = guard(one), guard(two)
     pids = fill(one, 3), fill(two, 3)
     postgres.terminate(*pids[0])
     assert not set(fill(one, 3)) & set(pids[0])
     assert set(fill(two, 3)) == set(pids[1])
-    assert [each.stats()["invalidations"] for each in guards] == [1, 0]
+    assert [each.stats()["invalidations"] for each in both] == [1, 0]
 
 
 def test_the_guard_stays_when_an_engine_is_disposed_and_used_again(
@@ -217,6 +217,27 @@ def test_the_guard_of_a_copy_outlives_the_copy(
     postgres.terminate(*set(fill(engine, 3)) & set(postgres.backends()))
     assert len(fill(engine, 3)) == 3
     assert guard(engine) is pool_guard
+
+
+def test_engines_that_were_made_with_one_pool_share_its_guard(
+    postgres: PostgreSQL, driver: str, make_engine: MakeEngine, fill: Fill
+) -> None:
+    engine = make_engine(postgres.url(driver))
+    other = make_engine(postgres.url(driver), pool=engine.pool)
+    pool_guard = guard(engine)
+    assert guard(other) is pool_guard
+    assert guards.guards().count(pool_guard) == 1
+    fill(engine, 1)
+    fill(other, 1)
+    assert (pool_guard.stats()["connects"], pool_guard.stats()["checkouts"]) == (1, 2)
+    for each in (engine, other):
+        with each.connect() as connection:
+            postgres.terminate(connection.scalar(PID) or 0)
+            with pytest.raises(exc.DBAPIError):
+                connection.execute(text("select 1"))
+    assert pool_guard.stats()["invalidations"] == 2
+    engine.dispose()
+    assert guard(make_engine(postgres.url(driver), pool=engine.pool)) is pool_guard
 
 
 def test_sqlite_is_left_alone(tmp_path: Path, make_engine: MakeEngine) -> None:

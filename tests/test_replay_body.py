@@ -105,7 +105,10 @@ def test_the_second_run_reads_the_very_same_body(
 
 
 @pytest.mark.parametrize("way", [lambda s: s.read(), lambda s: b"".join(s), lambda s: b"".join(s.readlines())])
-def test_a_chunked_body_is_read_again(way: Callable[[Any], bytes], postgres: PostgreSQL, engine: Engine) -> None:
+@pytest.mark.parametrize("told", [{"HTTP_TRANSFER_ENCODING": "chunked"}, {}], ids=["chunked", "HTTP/2"])
+def test_a_body_of_unknown_length_is_read_again(
+    told: dict[str, str], way: Callable[[Any], bytes], postgres: PostgreSQL, engine: Engine
+) -> None:
     seen: list[bytes] = []
 
     class Reading(Site):
@@ -113,12 +116,7 @@ def test_a_chunked_body_is_read_again(way: Callable[[Any], bytes], postgres: Pos
             seen.append(way(environ["wsgi.input"]))
             return super().__call__(environ, start_response)
 
-    more = {
-        "wsgi.input": io.BytesIO(BODY),
-        "CONTENT_LENGTH": "",
-        "HTTP_TRANSFER_ENCODING": "chunked",
-        "wsgi.input_terminated": True,
-    }
+    more = {"wsgi.input": io.BytesIO(BODY), "CONTENT_LENGTH": "", "wsgi.input_terminated": True, **told}
     assert posted(Reading(postgres, engine, lambda engine: None), engine, **more)[0] == "200 OK"
     assert seen == [BODY, BODY]
 

@@ -246,7 +246,7 @@ def body(environ):
 guard = DBGuard(app, create_engine("sqlite://"))
 
 def serve(n):
-    environ = {"n": n}
+    environ = {"REQUEST_METHOD": "GET", "n": n}
     body = guard(environ, None)
     switched = 0
     for each in body:

@@ -86,6 +86,24 @@ def test_what_a_request_left_in_a_transaction_is_rolled_back(engine: Engine, ses
     assert session.scalar(text("select count(*) from session_note")) == 0
 
 
+def test_what_was_added_and_never_flushed_does_not_go_with_the_next_request(engine: Engine, session: Session) -> None:
+    call(DBGuard(does(lambda: session.add(Note(name="left"))), engine))
+    session.commit()
+    assert session.scalar(text("select count(*) from session_note")) == 0
+
+
+def test_what_was_changed_and_never_flushed_does_not_go_with_the_next_request(
+    engine: Engine, postgres: PostgreSQL
+) -> None:
+    postgres.query("insert into session_note values (1, 'old')")
+    with Session(engine, expire_on_commit=False) as session:
+        note = session.get_one(Note, 1)
+        session.commit()
+        call(DBGuard(does(lambda: setattr(note, "name", "left")), engine))
+        session.commit()
+    assert postgres.query("select name from session_note") == [("old",)]
+
+
 def test_a_session_that_was_closed_is_no_leak(engine: Engine) -> None:
     def work() -> None:
         with Session(engine) as own:
@@ -122,6 +140,28 @@ def test_a_transaction_that_began_outside_any_request_is_found(engine: Engine, s
     session.scalar(text("select 1"))
     call(DBGuard(does(lambda: insert(session)), engine))
     assert not session.in_transaction()
+
+
+def test_a_transaction_that_began_before_the_first_guard_is_found(
+    postgres: PostgreSQL, run_python: Callable[..., str]
+) -> None:
+    program = """
+import sys
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import Session
+
+def app(environ, start_response):
+    session.scalar(text("select 1"))
+    return [b""]
+
+engine = create_engine(sys.argv[1])
+session = Session(engine)
+session.scalar(text("select 1"))
+from wsgi_dbguard import DBGuard
+DBGuard(app, engine)({"REQUEST_METHOD": "GET"}, None)
+print(session.in_transaction())
+"""
+    assert run_python(program, postgres.url()) == "False\n"
 
 
 def test_a_session_that_the_request_did_not_use_is_left_alone(engine: Engine, session: Session) -> None:

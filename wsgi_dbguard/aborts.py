@@ -4,7 +4,7 @@ Python calls the handler of a signal in the main thread, between two of its inst
 psycopg2 or mysqlclient comes to none, and gunicorn kills the worker a second later: its query goes on in the server.
 But the interpreter also writes the number of each signal to a descriptor, at once (`signal.set_wakeup_fd`). Here a real
 thread reads those, passes them on to the descriptor that was set before (gunicorn's own), and stops the queries of the
-process when SIGABRT is among them.
+process when SIGABRT is among them. SIGTERM is noted as well: the worker is about to end (`worker`).
 
 Example::
 
@@ -18,7 +18,7 @@ import os
 import signal
 from contextlib import suppress
 
-from . import canceller, fork
+from . import canceller, fork, worker
 from .unpatched import original
 
 __all__ = ["listen"]
@@ -64,6 +64,8 @@ def _relay(reading: int, before: int) -> None:
         if before >= 0:
             with suppress(OSError):  # full: its reader is awake anyway
                 os.write(before, numbers)
+        if signal.SIGTERM in numbers:
+            worker.end()
         if signal.SIGABRT in numbers:
             canceller.abort()
 

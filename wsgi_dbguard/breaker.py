@@ -32,7 +32,7 @@ from sqlalchemy import Engine
 from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from . import failures, places, registry, tally
+from . import events, failures, places, registry, tally
 from .config import GuardConfig
 from .errors import DatabaseUnavailable
 from .failures import Failure
@@ -87,17 +87,26 @@ class Breaker:
         return self._since is not None
 
     @property
+    def away_for(self) -> float | None:
+        """Seconds since it went away; None: it is not."""
+        since = self._since
+        return None if since is None else monotonic() - since
+
+    @property
+    def lets_in(self) -> bool:
+        """Whether a caller that does not wait would try to connect now, and not just be told that it is away."""
+        return self._since is None or (not self._waiters and self._probe_is_due(monotonic()))
+
+    @property
     def waiting(self) -> int:
         """How many callers wait for the database now."""
         return len(self._waiters)
 
     def install(self, engine: Engine) -> None:
         """Have its pool, and those that `Engine.dispose` makes of it, open their connections by way of this."""
-        # SQLAlchemy has no public hook around the opening of a connection, only before and after it. A pool that is
-        # shared by two engines has one breaker.
-        if not hasattr(engine.pool._creator, "breaker"):
-            self._dialect = weakref.ref(engine.dialect)
-            engine.pool._creator = self._around(engine.pool._invoke_creator)
+        # SQLAlchemy has no public hook around the opening of a connection, only before and after it.
+        self._dialect = weakref.ref(engine.dialect)
+        engine.pool._creator = self._around(engine.pool._invoke_creator)
 
     def _around(self, create: Callable[[ConnectionPoolEntry], Any]) -> Callable[..., Any]:
         # The very signature by which SQLAlchemy knows a creator that wants its record.
@@ -121,7 +130,8 @@ class Breaker:
         again = retried = False
         entered = monotonic()
         while True:
-            if self._since is not None or self._waiters:
+            # Those who wait are let go by others who were: one of these must not wait again.
+            if self._since is not None or (self._waiters and not retried):
                 patience = self._patience() if patience is None else patience
                 patience = self._admit(patience, first=again)
             began = monotonic()  # of the attempt, not of the waiting for it
@@ -137,16 +147,17 @@ class Breaker:
                 if self._since is None and not retried and _may_be_chance(error, monotonic() - began):
                     retried = True
                     continue
-                if began < self._reached_at:  # since then somebody else got through
-                    if retried:
-                        raise
-                    retried = True
-                    continue
-                self._failed(error)
                 patience = self._patience() if patience is None else patience
+                if began < self._reached_at:  # since then somebody else got through
+                    if not retried:
+                        retried = True
+                        continue
+                    if patience <= 0:
+                        raise
+                self._failed(error)
                 if patience <= 0 or self._is_old(entered):
                     raise
-                again = True
+                again, retried = True, False
             except BaseException:
                 self._interrupted()
                 raise
@@ -258,7 +269,7 @@ class Breaker:
         unavailable.add_detail(f"{self.name} has been away for {monotonic() - (since or monotonic()):.1f} s")
         request = current.get()
         if request is not None:  # it comes by no event
-            request.database_failed(Failure.UNAVAILABLE, committing=False)
+            request.database_failed(Failure.UNAVAILABLE, committing=False, replica=self._dialect() in registry.standbys)
         return unavailable
 
     # What the attempts tell
@@ -275,7 +286,8 @@ class Breaker:
             self._error = _without_frames(error)
             self._wake_first()
         if news:
-            logger.warning("%s: process %d: the database is away: %s", self.name, getpid(), error)
+            logger.error("%s: process %d: the database is away: %s", self.name, getpid(), error)
+            events.note("the database is away", self.name, bad=True)
 
     def _pause(self) -> float:
         """Seconds until the next probe: an eighth of `retry_after` at first, as a restart may be over by then, and
@@ -301,6 +313,7 @@ class Breaker:
             logger.warning(
                 "%s: process %d: the database is back after %.1f s, %d waiting", self.name, getpid(), seconds, waiting
             )
+            events.note(f"the database is back after {seconds:.1f} s", self.name)
         self._release(2)
 
     def _interrupted(self) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from . import arguments
@@ -122,9 +122,10 @@ def _read(reading: Reading, postgresql: bool, doubtful: bool) -> list[Change | _
             for each in _other(word, rest, text, postgresql):
                 if not (each.undo and (several or HIDDEN in each.key)):
                     found.append(replace(each, reset=False) if several else each)
-    plain = not several and _PLAIN.fullmatch(parts[0]) is not None
-    called = _CALLS.finditer(reading.code) if any(name in reading.code.lower() for name in _CALLED) else ()
-    for number, match in enumerate(called):
+    if not any(name in reading.code.lower() for name in _CALLED):
+        return found
+    plain = not several and _plain().fullmatch(parts[0]) is not None
+    for number, match in enumerate(_CALLS.finditer(reading.code)):
         known = not doubtful and number < _MOST_CALLS
         given = arguments.parse(reading.text, reading.code, match.end()) if known else ()
         found.append(_Call(_name(match), given, plain))
@@ -159,7 +160,14 @@ _SELECTED = (
     rf"(?:(?:(?:pg_catalog\.)?[\"`]?{_CALL}\s*+{_VALUES}\s*+\)(?:::\w++)?|{arguments.VALUE})"
     rf"(?:\s*+=\s*+{arguments.VALUE})?+(?:\s++as\s++[\"`]?[\w$]++[\"`]?)?+)"
 )
-_PLAIN = re.compile(rf"(?:select|do)\s++{_SELECTED}(?:\s*+,\s*+{_SELECTED})*+", re.IGNORECASE)
+
+
+@cache
+def _plain() -> re.Pattern[str]:
+    # Optimization: it takes 20 ms to compile, and most applications take no lock by hand.
+    return re.compile(rf"(?:select|do)\s++{_SELECTED}(?:\s*+,\s*+{_SELECTED})*+", re.IGNORECASE)
+
+
 _NAME = r'["`]?([a-z_][\w.$]*)["`]?'
 _TEMPORARY = re.compile(
     r"(?:create\s+(?:or\s+replace\s+)?(?:(?:local|global)\s+)?|\binto\s+(?:(?:local|global)\s+)?)temp(?:orary)?\s+"

@@ -13,6 +13,7 @@ In text, ``none`` switches off what can be switched off, and lists are separated
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
@@ -20,7 +21,7 @@ from typing import Any
 
 from .errors import SettingError
 
-__all__ = ["ENV_PREFIX", "GuardConfig", "parse"]
+__all__ = ["ENV_PREFIX", "GuardConfig", "parse", "shown"]
 
 ENV_PREFIX = "WSGI_DBGUARD_"
 # What a pool's guard goes by; the others are the middleware's.
@@ -102,8 +103,30 @@ def _keepalive(value: object) -> tuple[int, int, int] | None:
     return parts
 
 
+def _prefix(value: object) -> str | None:
+    if value is None:
+        return None
+    # What a URL's path may have without being escaped, so that the path that arrives is the one that was set.
+    if not isinstance(value, str) or not _PREFIX.fullmatch(value):
+        raise SettingError("a path prefix such as /-/db, with a slash at its beginning and none at its end; or none")
+    return value
+
+
+def _secret(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not _TOKEN.fullmatch(value):
+        raise SettingError("text of 16 characters or more, of letters, digits and -._~+/=; or none")
+    return value
+
+
+_PREFIX = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@-]+)+")
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{16,}")  # what a Bearer token may have (RFC 6750)
+_VERBATIM = (_prefix, _secret)
+
+
 def _setting(default: Any, check: Callable[[object], object], meaning: str) -> Any:
-    return field(default=default, metadata={"check": check, "meaning": meaning})
+    return field(default=default, metadata={"check": check, "meaning": meaning}, repr=check is not _secret)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +220,16 @@ class GuardConfig:
         "transaction",
     )
     evict_readonly: bool = _setting(True, _switch, "a primary that turned read-only (failover) is a dead connection")
+    health: str | None = _setting(
+        None,
+        _prefix,
+        "path prefix under which health endpoints and the status page are served, such as /-/db; none = off",
+    )
+    health_token: str | None = _setting(
+        None,
+        _secret,
+        "what the status page asks for, as a Bearer token or as a password; none = nothing",
+    )
 
     def same_pool(self, other: GuardConfig) -> bool:
         """Whether a pool is guarded the same by both."""
@@ -208,7 +241,7 @@ class GuardConfig:
             try:
                 checked = setting.metadata["check"](value)
             except SettingError as bound:
-                raise SettingError(f"{setting.name}={value!r}: must be {bound}") from None
+                raise SettingError(f"{setting.name}={shown(setting.name, value)}: must be {bound}") from None
             object.__setattr__(self, setting.name, checked)
 
     @classmethod
@@ -237,6 +270,12 @@ def _named(name: str, *, source: str) -> Field[Any]:
     return known[name]
 
 
+def shown(name: str, value: object) -> str:
+    """The value of setting `name` as an error may tell it: not one that is a secret."""
+    known = {setting.name: setting for setting in fields(GuardConfig)}
+    return repr(value) if name not in known or known[name].repr else "(not shown)"
+
+
 def parse(name: str, text: str, *, source: str) -> Any:
     """The value of setting `name` from `text`; `source` (a variable, a URL argument) is what errors call it.
 
@@ -249,6 +288,8 @@ def parse(name: str, text: str, *, source: str) -> Any:
     try:
         if word == "none":
             value = None
+        elif check in _VERBATIM:
+            value = text.strip()
         elif "," in word:
             value = tuple(int(part) for part in word.split(","))
         else:
@@ -258,7 +299,7 @@ def parse(name: str, text: str, *, source: str) -> Any:
     try:
         return check(_SWITCHES.get(word, value) if check in (_switch, _statuses) else value)
     except SettingError as bound:
-        raise SettingError(f"{source}={text!r}: must be {bound}") from None
+        raise SettingError(f"{source}={shown(name, text)}: must be {bound}") from None
 
 
 _SWITCHES = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}

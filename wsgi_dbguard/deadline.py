@@ -29,7 +29,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from . import canceller
+from . import canceller, events
 from .errors import DeadlineExceeded
 from .link import KEY, SUSPECT, Link
 from .request import Request, current
@@ -110,6 +110,7 @@ class Running(Deadline):
                 "%r: a query was %s after %.3f s", self.request,
                 "cut off: the server did not answer" if self.cut else "cancelled", seconds,
             )  # fmt: skip
+            events.note("a query ran past its deadline and was " + ("cut off" if self.cut else "cancelled"), bad=True)
 
 
 def _nothing() -> None:

@@ -20,7 +20,8 @@ __all__ = [
 
 
 class DatabaseUnavailable(OperationalError):
-    """The database is away, and was not asked. ``orig`` is an error like the one that the last attempt met."""
+    """The database is away. ``orig`` is what this attempt to connect met, or, of a caller that was not to try, an error
+    like the one that the last attempt met."""
 
 
 class DeadlineExceeded(OperationalError):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
-from . import answers, frameworks, leaks, sessions, tally
+from . import answers, events, frameworks, leaks, sessions, tally
 from .answers import Problem
 from .body import END, Body, FileWrapper, SizedBody
 from .causes import failure_behind
@@ -37,6 +37,7 @@ ATTEMPT = "wsgi_dbguard.attempt"
 REPLAYABLE = "wsgi_dbguard.replayable"
 FILE_WRAPPER = "wsgi.file_wrapper"
 _COMPLETE = frozenset({list, tuple, bytes})
+_MADE: frozenset[type] = frozenset({type(iter([])), type(iter(()))})  # iterators of what is there as a whole
 _AWAY = frozenset({Failure.DISCONNECT, Failure.UNAVAILABLE, Failure.READ_ONLY, Failure.DEADLINE})
 _CONFLICTS = frozenset({Failure.SERIALIZATION, Failure.DEADLOCK})
 _AGAIN = object()  # a verdict: run the application once more
@@ -83,12 +84,13 @@ class Exchange:
 
     def run(self, environ: WSGIEnvironment) -> Iterable[bytes]:
         """The response of the application's first or second attempt, or the guard's answer."""
+        request = self.request = environ[REQUEST] = Request(environ, current.get())
         length = environ.get("CONTENT_LENGTH", "")
-        if length or "HTTP_TRANSFER_ENCODING" in environ:
+        # HTTP/2 has bodies that no header tells of.
+        if length or not request.safe or "HTTP_TRANSFER_ENCODING" in environ:
             self._input = environ["wsgi.input"] = RecordedInput(
                 environ["wsgi.input"], self._config.replay_body, int(length) if length.isdecimal() else None
             )
-        request = self.request = environ[REQUEST] = Request(environ, current.get())
         leaks.observe(request, self._config)
         request.limit = self._config.deadline
         environ[ATTEMPT] = 1
@@ -146,6 +148,7 @@ class Exchange:
             if verdict is None:
                 if iterator is None:
                     self._end()
+                request.streams = iterator is not None and self._goes_on(first, iterator)
                 self._send()
         except Exception as error:
             verdict = self._verdict(error, environ, body, iterator)
@@ -177,7 +180,20 @@ class Exchange:
         self._status, self._headers = status, headers
         return self._write_now
 
+    def _goes_on(self, first: bytes, iterator: Iterator[bytes]) -> bool:
+        """Whether there may be more of the body than `first`, that the application has yet to make.
+
+        Not looked into where the method is safe.
+        """
+        if self.request.safe or first is END or type(iterator) in _MADE:
+            return False
+        if not isinstance(first, bytes) or not self._headers:  # what is wrong with it is the server's to say
+            return True
+        lengths = [value for name, value in self._headers if name.lower() == "content-length"]
+        return lengths != [str(len(first))]
+
     def _write_now(self, data: bytes) -> None:
+        self.request.streams = True
         self._send()
         assert self._write is not None
         self._write(data)
@@ -216,6 +232,7 @@ class Exchange:
             sessions.release(request, "heal")
             if reason_against(request, self._config.replay) is None and not leaves_writes(request):
                 logger.warning("%r failed (%s) and runs again", request, failure, exc_info=error)
+                events.note("a request that the database failed runs again")
                 return _AGAIN
         problem = None
         if closed and error is None:  # the application's own response cannot be sent any more
@@ -223,7 +240,10 @@ class Exchange:
         elif self._config.statuses:
             problem = self._problem(failure)
         if problem is not None:
-            logger.error("%r failed (%s), answered with %s", request, failure, problem.type, exc_info=error)
+            # An outage was told of when it began: not once more by each request that it fails.
+            level = logging.ERROR if problem is answers.OUTCOME_UNKNOWN else logging.WARNING
+            logger.log(level, "%r failed (%s), answered with %s", request, failure, problem.type, exc_info=error)
+            events.note(f"a request was answered with {problem.status}: {problem.title}", bad=True)
             if not closed:
                 self._discard(body, iterator)
             self._end_quietly()
@@ -259,8 +279,9 @@ class Exchange:
             reason = "its body is larger than replay_body, or was read past wsgi.input"
         if reason is None and "uwsgi.version" in environ and self._input is not None and not self._input.consumed:
             # uWSGI gives a chunked body by a function of its own.
-            reason = "its body cannot be given again" if not environ.get("CONTENT_LENGTH") else None
-        if reason is None and not self._budget.spend():
+            reason = "its body cannot be given again" if "HTTP_TRANSFER_ENCODING" in environ else None
+        # What a replica failed is no more work for the primary than if it had been asked at first.
+        if reason is None and not self.request.moves and not self._budget.spend():
             reason = "too many requests ran again lately"
         if reason is not None:
             logger.debug("%r does not run again: %s", self.request, reason)

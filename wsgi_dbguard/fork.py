@@ -1,8 +1,8 @@
 """After a fork: no connection, pool, session or transaction of the parent is usable in the child.
 
 `after_fork` runs in every forked child: through `os.register_at_fork` where Python sees the fork (gunicorn,
-multiprocessing, Celery), through the uWSGI hook, and as the last net from the pid checks at request start and at
-checkout. For each connection that the parent had open, whoever held it:
+multiprocessing, Celery), through the uWSGI hook, and as the last net from the checks at request start and at checkout
+(`process`). For each connection that the parent had open, whoever held it:
 
 1. its descriptor is replaced by a dead end (`sockets.replace`), if it still is what was opened: from here on nothing
    the child does, down to its interpreter's exit, can put a byte on the parent's wire, encrypted or not;
@@ -10,6 +10,9 @@ checkout. For each connection that the parent had open, whoever held it:
 3. the SQLAlchemy `Connection` objects on it are invalidated: a Session that was in a transaction says so
    (PendingRollbackError) until it is rolled back, then works, by SQLAlchemy's own rules; raw connections are closed;
 4. every engine gets a fresh pool (``dispose(close=False)``).
+
+What the parent's other threads keep in thread-local storage is let go of in the child before any handler runs there:
+a ``raw_connection()`` would be rolled back on the parent's wire. So the thread that forks holds these meanwhile.
 
 No driver method is called: with another thread in the middle of a query at the fork, drivers' locks are held for ever
 in the child, and ``close()`` or ``rollback()`` would hang. The parent never notices any of it.
@@ -22,11 +25,13 @@ connections in the child must be registered after this package is imported.
 from __future__ import annotations
 
 import _socket
+import _thread
 import contextlib
 import ctypes
 import logging
 import mmap
 import os
+import traceback
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -34,9 +39,10 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 from sqlalchemy.pool import Pool, PoolProxiedConnection
 
-from . import registry, sockets, tally, watchdog
+from . import events, process, registry, sockets, tally, watchdog
 from .errors import ForkWarning
 from .link import KEY, Link
+from .process import here
 from .unpatched import original
 
 __all__ = ["after_fork", "on_fork", "pid"]
@@ -47,7 +53,9 @@ pid = os.getpid()  # of the process that everything in this package belongs to
 _turns: dict[int, Any] = {}  # by pid: a lock that some thread of another process may hold is never asked for
 _graveyard: list[object] = []  # the parent's DBAPI connections
 _told = mmap.mmap(-1, 1)  # shared by all children of this process: is the warning out?
+_SUBPROCESS = frozenset({"subprocess", "gevent.subprocess"})
 _callbacks: list[Callable[[], object]] = []
+_held: dict[int, list[object]] = {}  # by thread: what must not be collected while it forks
 
 
 def on_fork(callback: Callable[[], object]) -> None:
@@ -59,13 +67,13 @@ def after_fork() -> None:
     """Cut this process off from every database connection of its parent. See the module's page.
 
     Call it in a child that a server forked without Python seeing it. Idempotent: in a process that has not forked since
-    the last call it does nothing, at the price of one ``getpid``. Calls no driver, never raises.
+    the last call it does nothing, at the price of a look at one byte. Calls no driver, never raises.
     """
-    if os.getpid() == pid:
+    if here[0]:
         return
     # After a fork that Python did not see, two threads may come here with their first requests: the second one waits.
     with _turns.setdefault(os.getpid(), original("_thread", "RLock")()):
-        if os.getpid() != pid:
+        if not here[0]:
             _attempt(_cut_off)
 
 
@@ -83,17 +91,25 @@ def _cut_off() -> None:
     engines = list(registry.engines)
     inherited = [link for link in list(registry.links) if _is_inherited(link, child)]
     registry.links.difference_update(inherited)
+    # Before they are emptied. Nobody has an idle one, and to look through all objects for who does takes a while.
+    in_use = any(link.in_use for link in inherited)
+    pools = {engine.pool for engine in engines} | {
+        pool for link in inherited if (pool := registry.pool_of(link.entry()))
+    }
     _sever(inherited)
-    for callback in (watchdog.reset_after_fork, tally.reset, *_callbacks):
+    for callback in (watchdog.reset_after_fork, tally.reset, events.reset, *_callbacks):
         _attempt(callback)
-    _attempt(_let_go, engines, inherited, child)
+    _attempt(_let_go, pools, in_use, child)
     # From here on a checkout is safe: by another thread, or by a user's listener in the next lines.
     pid = child
+    process.claim()
     for engine in engines:
         if not _in_memory(engine):
             _attempt(engine.dispose, close=False)
     # Told with the first event of a pool: a child that needs no connection is not to write anything.
     tally.counts["severed", ""] += len(inherited)
+    if inherited:
+        events.note(f"{len(inherited)} connection(s) of the parent process were cut off")
     told, _told = _told, mmap.mmap(-1, 1)
     if inherited and not told[0]:
         told[0] = 1
@@ -139,15 +155,14 @@ def _dead_end(fd: int) -> int:
         return _socket.socket(_socket.AF_UNIX).detach()
 
 
-def _let_go(engines: list[Engine], inherited: list[Link], child: int) -> None:
+def _let_go(pools: set[Pool], in_use: bool, child: int) -> None:
     """Free what the parent's threads, which are not here, held at the fork: locks of pools, connections."""
     found: list[Any] = []
-    if inherited:
+    if in_use:
         found = registry.instances(
             *registry.family(Connection), *registry.family(PoolProxiedConnection), *registry.family(Pool)
         )
-    pools = [engine.pool for engine in engines] + [each for each in found if isinstance(each, Pool)]
-    for pool in pools:
+    for pool in pools.union(each for each in found if isinstance(each, Pool)):
         _attempt(_free_locks, pool)
     for each in found:
         if isinstance(each, Connection):
@@ -214,8 +229,45 @@ def _tell(links: list[Link], parent: int) -> None:
     )
     logger.warning(message)
     with contextlib.suppress(ForkWarning):  # warnings may be errors here, but there is nobody to raise it to
-        # Of the line that forked: by way of _attempt, _cut_off, _attempt and after_fork.
+        # Of the line that forked: by way of _attempt, _cut_off, _attempt and after_fork or _in_child.
         warnings.warn(message, ForkWarning, stacklevel=6)
 
 
-os.register_at_fork(after_in_child=after_fork)
+def _hold() -> None:
+    """In the thread that is about to fork: keep what other threads alone may have, until it is cut off in the child.
+
+    Connections and Sessions need no more than this: only the pool's proxy and the driver write when they are collected.
+    What is not held is a cursor with an unbuffered result that has nobody else: those of MySQL's drivers read its rest.
+    """
+    held = _held[_thread.get_ident()] = []
+    for link in list(registry.links):
+        if not link.in_memory:
+            # SQLAlchemy's own name; what a pool entry was handed out as.
+            proxied = getattr(link.entry(), "fairy_ref", None)
+            held += link.connection(), proxied and proxied()
+
+
+def _hold_no_more() -> None:
+    _held.pop(_thread.get_ident(), None)
+
+
+def _in_child() -> None:
+    if _becomes_a_program():
+        # Garbage may be collected there all the same. But nobody waits for the rest, which walks the whole heap, and
+        # there is nothing to warn of. Should a preexec_fn use a database, the checkout finds what was not done.
+        child = os.getpid()
+        _attempt(_sever, [link for link in list(registry.links) if _is_inherited(link, child)])
+    elif os.getpid() != pid:
+        _attempt(_cut_off)
+        _held.clear()
+
+
+def _becomes_a_program() -> bool:
+    """Whether `subprocess` forked, which Python sees where it was given a preexec_fn, and always under gevent."""
+    return any(
+        frame.f_code.co_name == "_execute_child" and frame.f_globals.get("__name__") in _SUBPROCESS
+        for frame, _ in traceback.walk_stack(None)
+    )
+
+
+os.register_at_fork(before=_hold, after_in_parent=_hold_no_more, after_in_child=_in_child)

@@ -1,7 +1,7 @@
 """Which engine has which guard: the way in, `guard` for one engine and `guard_all` for all that there are and will be.
 
-An engine and its ``execution_options()`` copies share one pool, so they share one guard. It lives as long as its
-engine, and knowing it does not keep the engine.
+An engine and its ``execution_options()`` copies share one pool, so they share one guard; and so do engines that were
+made with the pool of another one. It lives as long as its engines, and knowing it does not keep them.
 
 Example::
 
@@ -25,7 +25,7 @@ from .errors import SettingError
 from .pool import PoolGuard
 from .settle import settle
 
-__all__ = ["configuration", "guard", "guard_all", "guard_of", "guards"]
+__all__ = ["address", "configuration", "engine_of", "guard", "guard_all", "guard_of", "guards", "has_server"]
 
 _guards: weakref.WeakKeyDictionary[Dialect, PoolGuard] = weakref.WeakKeyDictionary()  # of an engine and all its copies
 _lock = threading.RLock()
@@ -35,12 +35,35 @@ _everywhere: GuardConfig | None = None
 def guards() -> list[PoolGuard]:
     """The guards of this process."""
     with _lock:
-        return list(_guards.values())
+        return list(dict.fromkeys(_guards.values()))
 
 
 def guard_of(engine: Engine) -> PoolGuard | None:
     """The guard of `engine`, if it has one."""
     return _guards.get(engine.dialect)
+
+
+def engine_of(pool_guard: PoolGuard) -> Engine | None:
+    """The engine of a guard, if it is still there and has a server that can be lost."""
+    for engine in list(registry.engines):
+        if _guards.get(engine.dialect) is pool_guard:
+            return engine if has_server(engine) else None
+    return None
+
+
+def has_server(engine: Engine) -> bool:
+    """Whether it is guarded against more than forks: not SQLite's, nor an async driver's."""
+    return engine.dialect.name != "sqlite" and not engine.dialect.is_async
+
+
+def address(engine: Engine) -> str:
+    """What may be told of an engine: the pool's logging name, else ``address:port/database``.
+
+    Not the URL: it has the user, and may have secrets in its query.
+    """
+    url = engine.url
+    port = "" if url.port is None else f":{url.port}"
+    return engine.pool.logging_name or f"{url.host or ''}{port}/{url.database or ''}"
 
 
 def guard(engine: Engine, *, config: GuardConfig | None = None, **settings: Any) -> PoolGuard:
@@ -73,17 +96,26 @@ def guard_all(config: GuardConfig) -> None:
 
 def _guard(engine: Engine, config: GuardConfig, *, explicit: bool, changed: bool) -> PoolGuard:
     with _lock:
-        known = _guards.get(engine.dialect)
+        known = _guards.get(engine.dialect) or _guard_of_the_pool(engine)
         if known is None:
-            known = _guards[engine.dialect] = PoolGuard(engine, config, name=_name(engine), explicit=explicit)
+            known = PoolGuard(engine, config, name=_name(engine), explicit=explicit)
         elif changed:
             if known.explicit and not known.config.same_pool(config):
                 raise SettingError(f"{known.name} is guarded with other settings already: {known.config}")
             known.configure(config)
             known.explicit = True
+        if engine.dialect not in _guards:
+            _guards[engine.dialect] = known
+            known.hear(engine)
     if known.config.settle:
         settle(engine, known.config)
     return known
+
+
+def _guard_of_the_pool(engine: Engine) -> PoolGuard | None:
+    """Another engine's; known by how the pool opens connections, which its successors after `Engine.dispose` do too."""
+    breaker = getattr(engine.pool._creator, "breaker", None)
+    return next((each for each in _guards.values() if each.breaker is breaker), None)
 
 
 def _name(engine: Engine) -> str:

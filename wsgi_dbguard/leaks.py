@@ -18,7 +18,7 @@ import logging
 import time
 import warnings
 
-from . import registry, sessions, sockets, stacks, state, tally
+from . import events, registry, sessions, sockets, stacks, state, tally
 from .config import GuardConfig
 from .errors import LeakWarning
 from .guards import guards
@@ -59,7 +59,8 @@ def settle(request: Request, leaks: str) -> None:
         return
     found = [_report(link, request) for link in links if _is_leaked(link, request)]
     for each in found:
-        logger.warning(each)
+        logger.error(each)
+        events.note("a request left a connection checked out", bad=True)
     tally.count("leaks", "connection", len(found))
     tally.count("leaks", "session", bool(sessions_left))
     if found and leaks != "warn":
@@ -131,3 +132,4 @@ def tell_holders() -> None:
     for each in exhausted or [each for each, used in out.items() if any(used)]:
         lines = holders(each)
         logger.warning("%s: no connection was free; %d are out, with:\n%s", each.name, len(lines), "\n".join(lines))
+        events.note("no connection was free: the pool is exhausted", each.name, bad=True)

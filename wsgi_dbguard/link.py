@@ -19,6 +19,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from . import quirks, sockets, stacks
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
     from sqlalchemy.orm import Session
 
     from .deadline import Running
@@ -42,7 +43,7 @@ def _nothing_of(connection: Any) -> None:
 
 
 def _unwatched(timeout: int) -> list[tuple[int, int]]:
-    """A link that no guard has adopted yet: worth a closer look."""
+    """A link that no guard has adopted yet, or whose driver does not tell its socket: each checkout asks the server."""
     return [(-1, sockets.SUSPECT)]
 
 
@@ -104,6 +105,7 @@ class Link:
         "users",
         "uses",
         "values",
+        "within",
     )
 
     def __init__(
@@ -119,6 +121,8 @@ class Link:
         self.pid = os.getpid()  # of the process that opened it
         self.fd = sockets.fileno(connection)
         self.identity = None if self.fd is None else sockets.identity(self.fd)
+        if self.fd is not None:
+            sockets.close_on_exec(self.fd)
         # Now: on a socket that was cut or closed there is nothing left to ask, and mysqlclient answers no other thread
         # while a query runs.
         self.server_id = _server_id(connection)
@@ -153,6 +157,7 @@ class Link:
         self.taken: Callable[[], PoolProxiedConnection | None] = _nothing  # what the owner took it as
         self.taken_at: stacks.Trace | None = None
         self.session: weakref.ref[Session] | None = None  # that had it last
+        self.within: Callable[[], Connection | None] = _nothing  # as which it had it
         # What a request may change and leave, see `flags` and `state`:
         self.flags: Callable[[Any], object] = _nothing_of
         self.baseline: object = UNKNOWN  # its flags at the first checkout

@@ -14,6 +14,9 @@ When the database failed a request and nothing was sent yet, the request runs on
 (`replay`), else a 500 becomes an honest 503 or 409 (`answers`). Sessions that it left in a transaction are rolled back
 (`sessions`).
 
+Where the setting ``health`` names a prefix, what is under it is answered here and never reaches the application (see
+`wsgi_dbguard.health.endpoints`).
+
 What it leaves alone: every byte and header of any other response. Responses stream as they did, though the first chunk
 is asked for before the response begins; one made by ``wsgi.file_wrapper`` comes back as the very object, so that the
 server can still send the file by itself. Wrapping twice is harmless: the inner guard steps aside.
@@ -31,10 +34,13 @@ from . import deadline, fork, frameworks, registry, sessions, transactions
 from .config import GuardConfig
 from .exchange import REQUEST, Exchange
 from .guards import configuration, guard, guard_all, guards
+from .process import here
 from .replay import Budget
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from .health.endpoints import Health
 
 __all__ = ["DBGuard"]
 
@@ -76,7 +82,7 @@ class DBGuard:
                 deadline.watch(engine)
             if not engines:
                 registry.on_engine(deadline.watch)
-        if self.config.replay != "off" or self.config.statuses or self.config.leaks in ("heal", "raise"):
+        if self.config.replay != "off" or self.config.statuses or self.config.leaks != "off":
             # Of every engine, guarded here or not: what was committed in any of them must not be done twice.
             registry.on_engine(transactions.watch)
         if self.config.replay != "off" or self.config.leaks != "off":
@@ -84,24 +90,38 @@ class DBGuard:
         if self.config.replay != "off" or self.config.statuses:
             frameworks.connect()
         self._render = render
-        self._requests = 0
+        self.requests = 0  # that it has let in
         self._budget = Budget()
+        self._health = self._health_endpoints()
+
+    def _health_endpoints(self) -> Health | None:
+        if self.config.health is None:
+            return None
+        from .health.endpoints import Health
+
+        return Health(self, self.config.health, self.config.health_token, lambda: self._pools or guards())
 
     def stats(self) -> dict[str, Any]:
         """The requests that this guard has let in, and the counts of each guarded pool by name (`PoolGuard.stats`)."""
         pools = {each.name: each.stats() for each in self._pools or guards()}
-        return {"pid": os.getpid(), "requests": self._requests, "pools": pools}
+        return {"pid": os.getpid(), "requests": self.requests, "pools": pools}
 
     def __repr__(self) -> str:
         return f"<DBGuard of {self.app!r} pools={self._pools or 'all'}>"
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if os.getpid() != fork.pid:
+        if not here[0]:
             fork.after_fork()
+        health = self._health
+        if health is not None:
+            if not health.reporter.running:
+                health.reporter.begin()
+            if environ.get("PATH_INFO", "").startswith(health.prefix) and health.owns(environ):
+                return health(environ, start_response)
         known = environ.get(REQUEST)
         # Wrapped twice. An ended one is another matter: somebody outside runs the application again, for an error page.
         if known is not None and known.ended is None:
             return self.app(environ, start_response)
-        self._requests += 1
+        self.requests += 1
         self._budget.earn()
         return Exchange(self.app, start_response, self.config, self._budget, self._render).run(environ)

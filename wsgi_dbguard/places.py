@@ -19,13 +19,14 @@ from sqlalchemy.pool import QueuePool
 from sqlalchemy.pool.base import _ConnectionRecord
 from sqlalchemy.util import queue
 
-__all__ = ["pass_on"]
+from .registry import pool_of
+
+__all__ = ["is_waited_for", "pass_on"]
 
 
 def pass_on(entry: Any) -> None:
     """A connection is about to be opened for this pool entry: have its pool pass on what is given up from now on."""
-    # SQLAlchemy's own name for it; there is no public way from an entry to its pool, which `Engine.dispose` exchanges.
-    pool = getattr(entry, "_ConnectionRecord__pool", None)
+    pool = pool_of(entry)
     if isinstance(pool, QueuePool) and "_dec_overflow" not in vars(pool):
         pool._dec_overflow = functools.partial(_give_up, weakref.ref(pool))  # type: ignore[method-assign, assignment]
 
@@ -36,7 +37,7 @@ def _give_up(reference: weakref.ref[QueuePool]) -> bool:
     assert pool is not None  # it is its own
     take_back = type(pool)._dec_overflow
     take_back(pool)
-    if _is_waited_for(pool) and pool._inc_overflow():
+    if is_waited_for(pool) and pool._inc_overflow():
         try:
             pool._pool.put(_ConnectionRecord(pool, connect=False), False)
         except queue.Full:
@@ -44,5 +45,6 @@ def _give_up(reference: weakref.ref[QueuePool]) -> bool:
     return True
 
 
-def _is_waited_for(pool: QueuePool) -> bool:
+def is_waited_for(pool: QueuePool) -> bool:
+    """Whether somebody waits for a place in it."""
     return bool(getattr(getattr(pool._pool, "not_empty", None), "_waiters", None))

@@ -20,6 +20,7 @@ Example::
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import random
 import threading
@@ -30,15 +31,16 @@ from time import monotonic
 from typing import Any
 
 from sqlalchemy import Engine, event, exc
-from sqlalchemy.engine import Dialect, ExceptionContext
+from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool, SingletonThreadPool, StaticPool
 
-from . import canceller, connecting, failures, flags, fork, housekeeping, liveness, quirks, registry, sockets, tally
+from . import connecting, flags, fork, housekeeping, liveness, mishaps, quirks, registry, sockets, tally
 from .breaker import Breaker
 from .config import GuardConfig
-from .errors import OutcomeUnknown
-from .failures import Failure
+from .events import note
+from .failover import Failover
 from .link import KEY, SUSPECT, Link, Retired
+from .process import here
 from .request import current
 from .variables import Variables
 from .watchdog import Deadline
@@ -48,11 +50,10 @@ __all__ = ["PoolGuard"]
 logger = logging.getLogger(__name__)
 current_request = current.get
 _INFINITE = float("inf")
-_LOOK_PAUSES = (1.0, 300.0)  # first and longest, seconds: a failover is over in seconds, or it is none
 
 
 class PoolGuard:
-    """Keeps the pooled connections of one engine alive. Made by `guard`, one for each engine."""
+    """Keeps the pooled connections of one engine alive. Made by `guard`, one for each pool."""
 
     def __init__(self, engine: Engine, config: GuardConfig, *, name: str, explicit: bool) -> None:
         self.name = name
@@ -67,10 +68,9 @@ class PoolGuard:
         # SQLite has no server to lose, and async drivers live on an event loop that is not WSGI's.
         if engine.dialect.name != "sqlite" and not engine.dialect.is_async:
             event.listen(engine, "do_connect", self._before_connect)
-            connecting.install(engine.dialect, lambda: self.config.connect_timeout)
+            connecting.install(engine.dialect, self._connect_timeout)
             event.listen(engine, "connect", self._on_opened, insert=True)
             event.listen(engine, "connect", self._on_connect)
-            event.listen(engine, "handle_error", self._on_error)
             self.breaker.install(engine)
             # Before the user's own listeners, which may want to use the connection.
             shared = isinstance(engine.pool, StaticPool)
@@ -79,12 +79,23 @@ class PoolGuard:
             if getattr(engine.pool, "_pre_ping", False):
                 logger.warning("%s: pool_pre_ping beside the guard is a needless round trip at each checkout", self)
 
+    def hear(self, engine: Engine) -> None:
+        """Learn of the errors that `engine` meets on the connections of this pool; several engines may have it."""
+        if engine.dialect.name != "sqlite" and not engine.dialect.is_async:
+            event.listen(engine, "handle_error", functools.partial(mishaps.hear, self))
+
     @property
     def dialect(self) -> Dialect:
         """The engine's. It has this guard, so the guard must not keep it."""
         dialect = self._dialect()
         assert dialect is not None  # whoever has a connection of the pool has it
         return dialect
+
+    @property
+    def probe_timeout(self) -> float | None:
+        """Seconds that opening a connection may take where the pool is a replica's; None where it is not."""
+        dialect = self._dialect()  # the pool may have outlived its engine
+        return None if dialect is None else registry.standbys.get(dialect)
 
     def configure(self, config: GuardConfig) -> None:
         """Take over `config`; for connections opened from now on where it is about the connection itself."""
@@ -95,15 +106,14 @@ class PoolGuard:
     def reset(self) -> None:
         """The state of a process that has no connection yet, as after a fork."""
         # Reentrant: the garbage collector may close a connection, and come here, in the middle of a locked section.
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self.breaker.reset()
         self._counts: Counter[str] = Counter()
         self._replaced: Counter[str] = Counter()
         self._retired: Counter[str] = Counter()
         self._past_checkouts = 0  # of links that are gone
         self._links: set[Link] = set()
-        self._look_pause = _LOOK_PAUSES[0]  # for how long after a failover was seen none is looked for
-        self._look_again = -_INFINITE
+        self.failover = Failover()
         self._condemned = -_INFINITE  # when all connections that there were were condemned
         self._variables = Variables()
 
@@ -151,16 +161,21 @@ class PoolGuard:
     # The way of a connection: connect, checkout, checkin, gone.
 
     def _before_connect(self, dialect: Dialect, entry: Any, args: Any, keywords: dict[str, Any]) -> None:
-        if self.config.connect_timeout is not None:
-            connecting.bound(getattr(dialect, "driver", ""), args, keywords, self.config.connect_timeout)
+        timeout = self._connect_timeout()
+        if timeout is not None:
+            connecting.bound(getattr(dialect, "driver", ""), args, keywords, timeout)
+
+    def _connect_timeout(self) -> float | None:
+        limits = [self.config.connect_timeout, self.probe_timeout]
+        return min((each for each in limits if each is not None), default=None)
 
     def _on_opened(self, connection: Any, entry: ConnectionPoolEntry) -> None:
         """Before SQLAlchemy's own questions, and the user's, which belong to the opening and to its time."""
         link = registry.link_of(connection, entry)
         self._tune(link)
-        # Two engines may share the pool, and each have a guard.
-        if link.opening is None and link.fd is not None and self.config.connect_timeout is not None:
-            link.opening = Deadline(self.config.connect_timeout, link.cut)
+        timeout = self._connect_timeout()
+        if link.fd is not None and timeout is not None:
+            link.opening = Deadline(timeout, link.cut)
             link.opening.__enter__()
 
     def _on_connect(self, connection: Any, entry: ConnectionPoolEntry) -> None:
@@ -169,21 +184,18 @@ class PoolGuard:
         if opening is not None:
             opening.__exit__()
         self._adopt(link)
-        with self._lock:
+        with self.lock:
             self._counts["connects"] += 1
 
     def _adopt(self, link: Link) -> None:
         config = self.config
-        if link.guard is not None:  # of another engine that has the same pool
-            link.guard._links.discard(link)
         link.guard = self
         self._links.add(link)
         if config.max_lifetime is not None:
             # Jitter: connections that were opened together must not all be replaced together.
             link.expires = link.born + config.max_lifetime * (1 - 0.1 * random.random())
         if link.fd is None:
-            link.poll = _no_poll
-            with self._lock:
+            with self.lock:
                 first = not self._counts["no_socket"]
                 self._counts["no_socket"] += 1
             if first:
@@ -200,7 +212,7 @@ class PoolGuard:
             sockets.tune(link.fd, keepalive=self.config.keepalive, user_timeout=self.config.user_timeout)
 
     def _on_checkout(self, connection: Any, entry: ConnectionPoolEntry, proxy: PoolProxiedConnection) -> None:
-        # The hot path: each line is paid at every checkout, see tests/benchmarks/cost.py. There is no listener at
+        # The hot path: each line is paid at every checkout, see tests/benchmarks/checkouts.py. There is no listener at
         # checkin: "idle" counts from the last checkout. That saves one event for each use, and costs a ping after a use
         # longer than ping_after, a reconnect after one longer than idle_timeout.
         try:
@@ -217,14 +229,14 @@ class PoolGuard:
             or now > link.expires
             or link.changed is not None
             # A request has made sure of its process when it began.
-            or (request is None and getpid() != fork.pid)
+            or (request is None and not here[0])
         ):
             link = self._examine(connection, entry, link)
         if request is None:
             link.owner = None
         else:
             if request.heals and link.flags(connection) != link.baseline and not flags.settle(connection, link):
-                raise self._replace("changed", link)
+                raise self.replace("changed", link)
             request.checkouts += 1
             # In this order: a former owner that is just ending reads them in the other one, see `leaks`.
             if link.owner is not request.owner:
@@ -240,7 +252,7 @@ class PoolGuard:
         """StaticPool hands one connection to many at once: a second user must not ping, or replace, the first one's."""
         link = registry.link_of(connection, entry)
         # Who has it is asked of the users: of several, SQLAlchemy reports one checkin only.
-        with self._lock:
+        with self.lock:
             shared = any(user.is_valid for user in link.users if user is not proxy)
             link.users.add(proxy)
         if not shared:
@@ -257,63 +269,11 @@ class PoolGuard:
 
     def forget(self, link: Link) -> None:
         """The connection of `link` is being closed, or was collected. Called once for each."""
-        with self._lock:
+        with self.lock:
             link.doomed = link.doomed or "closed"  # by SQLAlchemy: not to be closed by housekeeping at the same time
             self._links.discard(link)
             self._past_checkouts += link.uses
         tally.changed(self)
-
-    def _on_error(self, context: ExceptionContext) -> OutcomeUnknown | None:
-        """A statement failed. SQLAlchemy invalidates a connection that broke; its siblings are condemned here.
-
-        The error that SQLAlchemy is to raise instead of its own; None: its own.
-        """
-        connection = context.connection
-        request = current_request()
-        if connection is None:
-            if request is not None and not context.is_pre_ping:
-                failure = failures.classify(context.original_exception, connecting=True)
-                request.database_failed(failure, committing=False)
-            return None
-        if connection.closed or connection.invalidated:
-            return None
-        try:
-            link = connection.connection.info.get(KEY)
-        except NotImplementedError:  # the dialect's questions on the very first connection have no pool entry
-            if request is not None:
-                failure = failures.classify(context.original_exception, connecting=True)
-                request.database_failed(failure, committing=False)
-            return None
-        if link is None or link.guard is not self:
-            return None
-        if not isinstance(context.original_exception, Exception) and context.statement is not None:
-            canceller.interrupted(link, context.statement)
-        failure = failures.classify(context.original_exception)
-        if failure is Failure.DISCONNECT:
-            context.is_disconnect = True  # the drivers' dialects do not know all of them
-        elif context.is_disconnect and failure is Failure.OTHER:
-            failure = Failure.DISCONNECT  # and the table does not know all that they do
-        in_doubt = False
-        if request is not None:
-            in_doubt = request.database_failed(
-                failure,
-                connection,
-                committing=context.statement is None,
-                refused=not context.is_disconnect and failures.refused(context.original_exception),
-            )
-        # An interrupt (a greenlet's timeout, SystemExit) costs this connection but says nothing of the others:
-        # SQLAlchemy then does not want the pool invalidated, and neither may a listener of the user's. It takes a
-        # socket's TimeoutError (pg8000 lets it through) for asyncio's, which is an interrupt.
-        if context.is_disconnect and (
-            context.invalidate_pool_on_disconnect or failures.network_failed(context.original_exception)
-        ):
-            context.invalidate_pool_on_disconnect = False
-            self._condemn(link, "broke in use")
-        elif failure is Failure.READ_ONLY and self.config.evict_readonly and self.dialect not in registry.standbys:
-            self._suspect_read_only()
-        if in_doubt and isinstance(context.original_exception, Exception):
-            return OutcomeUnknown(None, None, context.original_exception, connection_invalidated=context.is_disconnect)
-        return None
 
     # The decision
 
@@ -323,9 +283,9 @@ class PoolGuard:
         Raises:
             sqlalchemy.exc.DisconnectionError: if not; SQLAlchemy then replaces it and asks again.
         """
-        if getpid() != fork.pid:
+        if not here[0]:
             fork.after_fork()
-            raise self._replace("forked", link)
+            raise self.replace("forked", link)
         if link is None or link.guard is not self:  # opened before this guard came
             link = registry.link_of(connection, entry)
             self._tune(link)
@@ -337,33 +297,33 @@ class PoolGuard:
                 self._variables.learn(self.dialect, connection, link, self.config.ping_timeout)
             return link
         if link.doomed is not None:
-            with self._lock:  # housekeeping may be taking it right now, or find that it came too late
+            with self.lock:  # housekeeping may be taking it right now, or find that it came too late
                 doom = link.doomed
             if isinstance(entry.dbapi_connection, Retired):
                 # Listeners to what SQLAlchemy does next are to meet what they know.
                 entry.dbapi_connection = entry.dbapi_connection.connection  # type: ignore[misc]
                 raise exc.DisconnectionError(doom)  # counted when it was closed
             if doom == SUSPECT:
-                self._look_for_failover(connection, link)
+                self.failover.look(self, connection, link)
             elif doom is not None:
-                raise self._replace(doom, link)
+                raise self.replace(doom, link)
         now = monotonic()
         events = link.poll(0)
         if events and events[0][1] & sockets.DEAD:
-            self._condemn(link, "was found dead")
-            raise self._replace("dead", link)
+            self.condemn(link, "was found dead")
+            raise self.replace("dead", link)
         if cause := self._overdue(link, now):
-            raise self._replace(cause, link)
+            raise self.replace(cause, link)
         if events or now - link.used > self.config.ping_after or self.config.ping_after == 0:
-            with self._lock:
+            with self.lock:
                 self._counts["pings"] += 1
             if not liveness.ping(self.dialect, connection, link, self.config.ping_timeout):
-                self._condemn(link, "did not answer a ping")
-                raise self._replace("ping", link)
+                self.condemn(link, "did not answer a ping")
+                raise self.replace("ping", link)
         if link.changed is not None and not self._variables.restore(
             self.dialect, connection, link, self.config.ping_timeout
         ):
-            raise self._replace("changed", link)
+            raise self.replace("changed", link)
         return link
 
     def _overdue(self, link: Link, now: float) -> str | None:
@@ -373,9 +333,9 @@ class PoolGuard:
             return "idle_timeout"
         return None
 
-    def _condemn(self, link: Link, discovery: str) -> None:
+    def condemn(self, link: Link, discovery: str) -> None:
         """No connection of this pool that exists now is handed out again. Once for each outage, not for each victim."""
-        with self._lock:
+        with self.lock:
             if link.doomed not in (None, SUSPECT):
                 return
             for each in self.links():
@@ -387,46 +347,16 @@ class PoolGuard:
             "%s: process %d: a connection %s; all older ones are replaced as they are asked for",
             self.name, getpid(), discovery,
         )  # fmt: skip
+        note(f"a connection {discovery}; all older ones are replaced", self.name, bad=True)
 
-    def _suspect_read_only(self) -> None:
-        """A write was refused as read-only: the server was demoted, or the application asked for it (READ ONLY).
-
-        Asking the server in the failed transaction is not possible, so the next checkout asks.
-        """
-        with self._lock:
-            if monotonic() >= self._look_again:
-                for each in self.links():
-                    each.doomed = each.doomed or SUSPECT
-
-    def _look_for_failover(self, connection: Any, link: Link) -> None:
-        """One answer for the whole pool: is the server itself read-only?
-
-        If so, new connections may lead to the new primary. They may lead to the same server as well, one that is
-        read-only for good: then looking again is worth less and less.
-        """
-        if liveness.read_only(self.dialect, connection, link, self.config.ping_timeout):
-            with self._lock:
-                if link.doomed == SUSPECT:  # nobody else was faster
-                    self._look_again = monotonic() + self._look_pause
-                    self._look_pause = min(2 * self._look_pause, _LOOK_PAUSES[1])
-            self._condemn(link, "leads to a server that has become read-only")
-            raise self._replace("read_only", link)
-        # Only now: whoever checks out while the question is on its way has to ask as well, not to write in vain.
-        with self._lock:
-            self._look_pause = _LOOK_PAUSES[0]
-            for each in self.links():
-                if each.doomed == SUSPECT:
-                    each.doomed = None
-        if link.doomed is not None:
-            raise self._replace(link.doomed, link)
-
-    def _replace(self, cause: str, link: Link | None) -> exc.DisconnectionError:
-        with self._lock:
+    def replace(self, cause: str, link: Link | None) -> exc.DisconnectionError:
+        with self.lock:
             self._replaced[cause] += 1
         request = current_request()
         if request is not None:
             request.replaced += 1
         logger.info("%s: process %d: replacing %s: %s", self.name, getpid(), link, cause)
+        note(f"connection replaced: {cause}", self.name)
         return exc.DisconnectionError(cause)
 
     # Housekeeping
@@ -448,7 +378,7 @@ class PoolGuard:
 
     def _retire(self, link: Link, cause: str) -> None:
         entry, connection = link.entry(), link.connection()
-        with self._lock:
+        with self.lock:
             doom = link.doomed
             if doom not in (None, SUSPECT, "condemned"):
                 return
@@ -463,19 +393,11 @@ class PoolGuard:
             entry.dbapi_connection = Retired(connection)  # type: ignore[misc]
             self._retired[cause] += 1
         logger.info("%s: process %d: closing %s: %s", self.name, getpid(), link, cause)
+        note(f"idle connection closed: {cause}", self.name)
         # At the next checkout SQLAlchemy closes it once more, and some drivers raise then (PyMySQL: "Already closed").
         # Those in C, that take no attribute, do not.
         close = connection.close
         with contextlib.suppress(AttributeError):
-            connection.close = _closed_already
+            connection.close = lambda: None
         close()
         registry.forget(link)
-
-
-def _closed_already() -> None:
-    """The `close` of a connection that housekeeping has closed."""
-
-
-def _no_poll(timeout: int) -> list[tuple[int, int]]:
-    """Without a socket to look at, each checkout is a reason to ask the server."""
-    return [(-1, sockets.SUSPECT)]

@@ -24,11 +24,13 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection  # 
 
 from .link import KEY, Link  # noqa: E402
 
-__all__ = ["engines", "family", "forget", "instances", "link_of", "links", "on_engine", "standbys"]
+__all__ = ["engines", "family", "forget", "instances", "link_of", "links", "on_engine", "pool_of", "standbys"]
 
 links: set[Link] = set()
 engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-standbys: weakref.WeakSet[Dialect] = weakref.WeakSet()  # of engines whose servers are meant to refuse writes
+standbys: weakref.WeakKeyDictionary[Dialect, float] = weakref.WeakKeyDictionary()
+"""Of engines whose servers are meant to refuse writes: seconds in which a connection has to be open, or another server
+is taken."""
 _listeners: list[Callable[[Engine], object]] = []
 T = TypeVar("T")
 
@@ -70,6 +72,12 @@ def link_of(connection: Any, entry: ConnectionPoolEntry, *, opened_at: str = "")
         link = entry.info[KEY] = Link(connection, entry, opened_at=opened_at, gone=forget)
         links.add(link)
     return link
+
+
+def pool_of(entry: ConnectionPoolEntry | None) -> Pool | None:
+    """The pool that it is an entry of."""
+    # SQLAlchemy's own name for it; there is no public way, and `Engine.dispose` exchanges the engine's pool.
+    return getattr(entry, "_ConnectionRecord__pool", None)
 
 
 def forget(link: Link) -> None:

@@ -44,7 +44,7 @@ def reason_against(request: Request, mode: str) -> str | None:
     if request.attempt > 1:
         return "it was the second attempt"
     # Where a replica is away the primary may not be.
-    if request.database_failure not in _HELPED and not (request.stand_in and request.database_failure in _ELSEWHERE):
+    if request.database_failure not in _HELPED and not (request.moves and request.database_failure in _ELSEWHERE):
         return f"the failure is {request.database_failure or 'not the database'}"
     if request.in_doubt:
         return "a commit is in doubt"

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from .link import Link
     from .stacks import Trace
 
-__all__ = ["SAFE_METHODS", "Extra", "Owner", "Request", "arrivals", "current"]
+__all__ = ["NOTHING", "SAFE_METHODS", "Extra", "Owner", "Request", "arrivals", "current"]
 
-_NOTHING: Set[Any] = frozenset()  # most requests never write, and a WeakSet takes a while to make
+NOTHING: Set[Any] = frozenset()  # most requests never write, and a WeakSet takes a while to make
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})  # RFC 9110, 9.2.1; TRACE is no application's
 
 
@@ -55,90 +55,59 @@ class Extra(Protocol):
         """
 
 
-class Request:
-    """One request, from the middleware's call to the close of the response. In environ as ``wsgi_dbguard.request``."""
+class _Attempt:
+    """What one attempt of a request does, filled in while it runs by `pool`, `transactions` and `sessions`."""
 
-    __slots__ = (
-        "__weakref__",
-        "attempt",
-        "blamed",
-        "changes",
-        "checkouts",
-        "commits",
-        "committing",
-        "database_failure",
-        "ended",
-        "expired",
-        "extras",
-        "failure",
-        "heals",
-        "held",
-        "in_database",
-        "in_doubt",
-        "lent",
-        "limit",
-        "links",
-        "method",
-        "outer",
-        "owner",
-        "path",
-        "replaced",
-        "replayable",
-        "safe",
-        "sessions",
-        "stand_in",
-        "started",
-        "statements",
-        "thread",
-        "told",
-        "trace",
-        "unfinished",
-        "unseen",
-    )
+    # Optimization: what most requests never change stays in the class, here and in Request.
+    checkouts: int = 0  # connections taken from guarded pools
+    replaced: int = 0  # of these, how many were found dead or too old, and replaced
+    unseen: int = 0  # connections taken past SQLAlchemy's Connection, of any pool: statements not to be seen
+    statements: int = 0
+    commits: int = 0  # of transactions that may have written: finished, or in doubt
+    unfinished: Set[Connection] = NOTHING  # with writes that are not committed
+    committing: ref[PoolProxiedConnection] | None = None  # the last one that was told to commit
+    lent: Container[Session] = ()  # sessions that other threads used
+    in_doubt: bool = False  # a connection was lost during its commit
+    database_failure: Failure | None = None  # the last one
+    told: bool = False  # the framework told of an exception that it makes a response of, see `frameworks`
+    blamed: Failure | None = None  # then: what the database did to cause that
+    failure: type[BaseException] | None = None  # what the application raised first through the middleware
+    extras: tuple[Extra, ...] = ()  # by `arrivals`
+    streams: bool = False  # not safe, and its body may go on after its headers have left
+    stand_in: bool = False  # it used a replica
+    moves: bool = False  # of `database_failure`: it was the replica's, so a second attempt has the primary
+
+
+class Request(_Attempt):
+    """One request, from the middleware's call to the close of the response. In environ as ``wsgi_dbguard.request``."""
 
     # It keeps neither environ nor an exception: both lead back here, and such a circle would keep alive what the
     # application's frames hold, a connection for one, until the garbage collector comes. And it keeps no Connection and
     # no Session: one that the application lets go without closing it has to go home, at once.
+
+    heals = False  # what it leaves on a pooled connection is to be gone for the next one, see `state`
+    changes = False  # it has changed such a thing in a transaction
+    trace: Callable[[], Trace] | None = None  # how to tell where it takes its connections, see `leaks`
+    ended: float | None = None  # `time.monotonic()` seconds, as `started`
+    held = 0.0  # seconds that it has waited for a database that was away, in all attempts
+    limit: float | None = None  # seconds that it may spend in the database, in all attempts; see `deadline`
+    in_database = 0.0  # seconds that its statements took; counted where a limit is set
+    expired = False  # it spent all that it may
+    replayable = False  # the application says that it may run twice, see `replay.replayable`
+    attempt = 1  # 2 when it runs again
+    outer: Request | None = None  # whose application made this one, in the same process and with the same context
+
     def __init__(self, environ: dict[str, Any], outer: Request | None = None) -> None:
         self.method: str = environ.get("REQUEST_METHOD", "?")
         self.safe = self.method in SAFE_METHODS
         self.path: str = environ.get("PATH_INFO", "")
         self.owner = Owner(self.method, self.path)
-        self.heals = False  # what it leaves on a pooled connection is to be gone for the next one, see `state`
-        self.changes = False  # it has changed such a thing in a transaction
         self.links: list[Link] = []  # the pooled connections that it took, each one once or more
-        self.trace: Callable[[], Trace] | None = None  # how to tell where it takes its connections, see `leaks`
+        self.sessions: list[ref[Session]] = []  # ORM sessions that the present attempt used
         self.started = time.monotonic()
-        self.ended: float | None = None  # `time.monotonic()` seconds, as `started`
         self.thread = threading.get_ident()  # in which the application runs; of the present step
-        self.held = 0.0  # seconds that it has waited for a database that was away, in all attempts
-        self.limit: float | None = None  # seconds that it may spend in the database, in all attempts; see `deadline`
-        self.in_database = 0.0  # seconds that its statements took; counted where a limit is set
-        self.expired = False  # it spent all that it may
-        self.replayable = False  # the application says that it may run twice, see `replay.replayable`
-        self.attempt = 1  # 2 when it runs again
-        # The request whose application made this one, in the same process and with the same context.
-        self.outer = outer if outer is not None and outer.ended is None else None
-        self._begin()
-
-    def _begin(self) -> None:
-        """What one attempt does, filled in while it runs by `pool`, `transactions` and `sessions`."""
-        self.checkouts = 0  # connections taken from guarded pools
-        self.replaced = 0  # of these, how many were found dead or too old, and replaced
-        self.unseen = 0  # connections taken past SQLAlchemy's Connection, of any pool: statements not to be seen
-        self.statements = 0
-        self.commits = 0  # of transactions that may have written: finished, or in doubt
-        self.unfinished: Set[Connection] = _NOTHING  # with writes that are not committed
-        self.committing: ref[PoolProxiedConnection] | None = None  # the last one that was told to commit
-        self.lent: Container[Session] = ()  # sessions that other threads used
-        self.in_doubt = False  # a connection was lost during its commit
-        self.sessions: list[ref[Session]] = []  # ORM sessions that were used
-        self.database_failure: Failure | None = None  # the last one
-        self.told = False  # the framework told of an exception that it makes a response of, see `frameworks`
-        self.blamed: Failure | None = None  # then: what the database did to cause that
-        self.failure: type[BaseException] | None = None  # what the application raised first through the middleware
-        self.extras: tuple[Extra, ...] = ()  # by `arrivals`
-        self.stand_in = False  # it used a replica: if that failed, a second attempt has the primary
+        if outer is not None and outer.ended is None:
+            self.outer = outer
 
     @property
     def seconds(self) -> float:
@@ -170,11 +139,18 @@ class Request:
         return request is other
 
     def database_failed(
-        self, failure: Failure, connection: Connection | None = None, *, committing: bool, refused: bool = False
+        self,
+        failure: Failure,
+        connection: Connection | None = None,
+        *,
+        committing: bool,
+        refused: bool = False,
+        replica: bool = False,
     ) -> bool:
         """An operation failed, on `connection` or in getting one. Whether a commit is in doubt because of it.
 
-        `committing`: it was no statement, so perhaps the COMMIT; `refused`: the server itself said that it failed.
+        `committing`: it was no statement, so perhaps the COMMIT; `refused`: the server itself said that it failed;
+        `replica`: that server is a replica.
         """
         in_doubt = failure is Failure.IN_DOUBT
         told = None if self.committing is None else self.committing()
@@ -187,6 +163,7 @@ class Request:
         self.in_doubt |= in_doubt
         if failure is not Failure.OTHER and not self.expired:
             self.database_failure = failure
+            self.moves = replica and self.stand_in
         return in_doubt
 
     def expire(self) -> None:
@@ -223,7 +200,9 @@ class Request:
     def again(self) -> None:
         """A second attempt begins."""
         self.attempt += 1
-        self._begin()
+        self.sessions = []
+        for name in _Attempt.__annotations__:
+            vars(self).pop(name, None)
 
     def end(self) -> None:
         """The response was closed, or will never be. Only the first end counts."""
@@ -231,7 +210,7 @@ class Request:
             self.ended = time.monotonic()
             self.owner.ended = True
             self.committing = None
-            self.unfinished = _NOTHING
+            self.unfinished = NOTHING
 
     def __repr__(self) -> str:
         state = "running" if self.ended is None else "ended"

@@ -16,6 +16,7 @@ Example::
 from __future__ import annotations
 
 import _socket  # not `socket`: gevent replaces that class by one that makes the descriptor non-blocking
+import contextlib
 import os
 import select
 from collections.abc import Callable
@@ -24,7 +25,20 @@ from typing import Any
 
 from .unpatched import original
 
-__all__ = ["DEAD", "SUSPECT", "cut", "dead_end", "ends", "fileno", "identity", "is_tcp", "replace", "tune", "watch"]
+__all__ = [
+    "DEAD",
+    "SUSPECT",
+    "close_on_exec",
+    "cut",
+    "dead_end",
+    "ends",
+    "fileno",
+    "identity",
+    "is_tcp",
+    "replace",
+    "tune",
+    "watch",
+]
 
 # The peer is gone for certain. POLLRDHUP is Linux' own; elsewhere a FIN shows as POLLIN and gets a ping.
 _RDHUP: int = getattr(select, "POLLRDHUP", 0)
@@ -150,6 +164,16 @@ def tune(fd: int, *, keepalive: tuple[int, int, int] | None, user_timeout: float
                         sock.setsockopt(level, getattr(_socket, name), value)
     except OSError:
         pass  # closed meanwhile: the check at checkout will see it
+
+
+def close_on_exec(fd: int) -> None:
+    """Keep `fd` from the programs that this process starts.
+
+    mysqlclient and mariadb do not (MariaDB Connector/C): the server would keep the connection, and its locks, after the
+    end of this process for as long as one of those programs runs.
+    """
+    with contextlib.suppress(OSError):  # closed meanwhile
+        os.set_inheritable(fd, False)
 
 
 def cut(fd: int | None) -> None:

@@ -16,7 +16,7 @@ its own that do not run in a copy of the request's context.
 Statements are seen by the dialect's events (`do_execute`), COMMIT and ROLLBACK by methods of the dialect that are put
 around its own. SQLAlchemy's connection events (`before_cursor_execute`, `commit`, …) would tell the same, but the first
 listener to any of them makes each statement some 6 µs and each Connection some 20 µs dearer. Optional modules that want
-to know as well are told from here (`sent`, `taken`).
+to know as well are told from here (`sent`, `unseen`).
 """
 
 from __future__ import annotations
@@ -34,17 +34,19 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import Dialect, ExecutionContext
 from sqlalchemy.pool import PoolProxiedConnection
 
-from . import state
+from . import sessions, state
 from .changes import touches
-from .request import Request, current
+from .link import KEY, Link
+from .request import NOTHING, Request, current
 
-__all__ = ["commits_by_itself", "hides", "may_have_written", "only_reads", "sent", "taken", "watch"]
+__all__ = ["commits_by_itself", "hides", "may_have_written", "only_reads", "sent", "unseen", "watch"]
 
 sent: list[Callable[[Request, Connection, bool], object]] = []
 """Optional modules, called with each statement of a request that may write, and whether it plainly reads all the same:
 in a request whose method is safe most of those that do are not told of."""
-taken: list[Callable[[Request, Dialect], object]] = []
-"""Optional modules, called with each connection that a request takes past SQLAlchemy's Connection."""
+unseen: list[Callable[[Request, Dialect], object]] = []
+"""Optional modules, called where a request may write what is not to be seen: it takes a connection past SQLAlchemy's
+Connection, or any, if its method is not safe; or it commits what counts, see above."""
 
 _watched: weakref.WeakSet[Dialect] = weakref.WeakSet()
 
@@ -126,11 +128,14 @@ def _told(listener: Callable[[Any], None], method: Callable[..., Any]) -> Callab
 
 def _on_checkout(dialect: weakref.ref[Dialect], *ignored: Any) -> None:
     request = current.get()
-    if request is not None and not _is_connections():
+    if request is None:
+        return
+    past = not _is_connections()
+    if past:
         request.note(unseen=1)
-        if (of := dialect()) is not None:
-            for tell in taken:
-                tell(request, of)
+    if unseen and (past or not request.safe) and (of := dialect()) is not None:
+        for tell in unseen:
+            tell(request, of)
 
 
 # A Connection takes its connection when it is made, and once more after that one was invalidated.
@@ -163,15 +168,17 @@ def _on_statement_alone(cursor: Any, statement: str, context: ExecutionContext) 
 
 
 def _on_statement(cursor: Any, statement: Any, parameters: Any, context: ExecutionContext) -> None:
-    # The hot path: each line is paid for every statement, see tests/benchmarks/cost.py.
+    # The hot path: each line is paid for every statement, see tests/benchmarks/growth.py.
     request = current.get()
     if request is None:
         return
     connection = context.root_connection
     try:
-        connection.connection.info  # noqa: B018
+        link: Link | None = connection.connection.info.get(KEY)
     except NotImplementedError:  # the dialect's own questions on the very first connection, which has no pool entry yet
         return
+    if link is not None and link.session is not None and link.within() is connection:
+        sessions.use(link.session, request)
     request.statements += 1
     request.committing = None
     if not isinstance(statement, str):  # drivers take bytes, and texts of a type of their own
@@ -220,10 +227,14 @@ def _on_commit(dialect: Dialect, proxied: PoolProxiedConnection) -> None:
     if written is not None or not _safe(request) or hides(dialect):
         request.note(commits=1)
         request.committing = weakref.ref(proxied)
+        for tell in unseen:
+            tell(request, dialect)
 
 
 def _written_on(proxied: PoolProxiedConnection, request: Request) -> Connection | None:
     """The Connection by which `request` has written on `proxied`, and has not committed that."""
+    if request.unfinished is NOTHING and request.outer is None:
+        return None
     for each in request.chain() if request.outer is not None else (request,):
         for connection in each.unfinished or ():  # an empty WeakSet is dear to walk
             if not connection.closed and not connection.invalidated and connection.connection is proxied:

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from flask import Flask, request
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Connection, Engine, create_engine, text
 
-from wsgi_dbguard import DBGuard, GuardConfig, SettingError
+from wsgi_dbguard import DBGuard, GuardConfig, LeakWarning, SettingError
 from wsgi_dbguard.contrib.flask import DBGuardExtension
 from wsgi_dbguard.guards import guard_of
+from wsgi_dbguard.lab.postgres import PostgreSQL
 
 pytestmark = pytest.mark.usefixtures("every_engine")
 
@@ -69,6 +70,20 @@ def test_requests_of_a_test_client_are_guarded() -> None:
     app.add_url_rule("/", "page", lambda: str("wsgi_dbguard.request" in request.environ))
     assert app.test_client().get("/").text == "True"
     assert app.extensions["dbguard"].stats()["requests"] == 1
+
+
+def test_a_test_client_that_closes_its_responses_meets_what_a_request_leaves(postgres: PostgreSQL) -> None:
+    engine = create_engine(postgres.url())
+    app = Flask(__name__)
+    DBGuardExtension(app, leaks="raise")
+    left: list[Connection] = []
+    app.add_url_rule("/", "page", lambda: left.append(engine.connect()) or "done")  # type: ignore[func-returns-value]
+    try:
+        with pytest.raises(LeakWarning, match="GET / left a connection"):
+            app.test_client().get("/", buffered=True)
+    finally:
+        left.pop().close()
+        engine.dispose()
 
 
 def test_it_is_wrapped_once() -> None:
@@ -139,7 +154,7 @@ def test_flask_dbguard_doctor_looks_at_this_application(tmp_path: Path) -> None:
 def test_flask_dbguard_doctor_exits_as_the_doctor_does(tmp_path: Path) -> None:
     done = flask(tmp_path, "dbguard", "doctor", "--fail-on", "never", FLASK_APP="notes")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "flask.app.Flask, wrapped by DBGuard" in done.stdout
+    assert "(flask.app.Flask), wrapped by DBGuard" in " ".join(done.stdout.split())
 
 
 def test_flask_refuses_a_wrong_setting_from_outside(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from wsgi_dbguard.guards import guard_of
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it imports pkg_resources
     from paste.deploy import loadapp  # type: ignore[import-untyped]
-    from pyramid.config import Configurator
+    from pyramid.config import Configurator, global_registries
 
 pytestmark = pytest.mark.usefixtures("every_engine")
 
@@ -59,11 +59,11 @@ def page(app: Any) -> str:
     return Client(app).get("/").text
 
 
-def load(directory: Path, more: str = "") -> Any:
+def load(directory: Path, more: str = "", *, ini: str = INI) -> Any:
     """The application of an ini file, as ``pserve`` and ``gunicorn --paste`` load it."""
-    ini = directory / "production.ini"
-    ini.write_text(INI.format(module="contrib_pyramid_of_the_tests", more=more))
-    return loadapp(f"config:{ini}")
+    file = directory / "production.ini"
+    file.write_text(ini.format(module="contrib_pyramid_of_the_tests", more=more))
+    return loadapp(f"config:{file}")
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +71,7 @@ def by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """This module by a name that an ini file can say."""
     module = ModuleType("contrib_pyramid_of_the_tests")
     module.main = main  # type: ignore[attr-defined]
+    module.between = between  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
@@ -104,11 +105,26 @@ def test_the_filter_refuses_a_setting_that_there_is_not(tmp_path: Path) -> None:
         load(tmp_path, "holt = 5")
 
 
+def between(app: Any, global_conf: Any) -> Any:
+    """A filter that shows nothing of what it stands around."""
+    return lambda environ, start_response: app(environ, start_response)
+
+
+def test_the_filter_finds_the_applications_settings_past_another_filter(tmp_path: Path) -> None:
+    main = INI.replace("[app:main]", "[pipeline:main]\npipeline = dbguard between app\n\n[app:app]")
+    more = "\n[filter:between]\npaste.filter_app_factory = {module}:between"
+    app = load(tmp_path, ini=main.replace("filter-with = dbguard\n", "").replace("{more}", more))
+    assert isinstance(app, DBGuard)
+    assert app.config == GuardConfig(hold=10.0, keepalive=(20, 5, 3), leaks="warn")
+    assert page(app) == "True"
+
+
 def test_the_filter_takes_any_wsgi_application() -> None:
     def application(environ: Any, start_response: Any) -> list[bytes]:
         start_response("200 OK", [("Content-Type", "text/plain")])
         return [b"well"]
 
+    global_registries.empty()
     app = filter_app_factory(application, None, deadline="3")
     assert app.config == GuardConfig(deadline=3.0)
     assert page(app) == "well"

@@ -110,14 +110,14 @@ def _listens(port: int) -> bool:
 def behind_nginx(
     request: pytest.FixtureRequest, start: Callable[..., Child], run_directory: Path, nginx: Nginx
 ) -> Callable[..., str]:
-    """`behind_nginx(*options)`: the URL of nginx before gunicorn, then before uWSGI, on a unix socket."""
+    """`behind_nginx(*options, **variables)`: the URL of nginx before gunicorn, then before uWSGI, on a unix socket."""
 
-    def run(*options: str) -> str:
+    def run(*options: str, **variables: str) -> str:
         path = run_directory / "server.sock"
         if request.param == "gunicorn":
-            start("gunicorn", "--config", "gunicorn.conf.py", "--bind", f"unix:{path}", *options)
+            start("gunicorn", "--config", "gunicorn.conf.py", "--bind", f"unix:{path}", *options, **variables)
         else:
-            start("uwsgi", "--socket", str(path), *options, "--ini", "uwsgi.ini")
+            start("uwsgi", "--socket", str(path), *options, "--ini", "uwsgi.ini", **variables)
         wait_until(path.is_socket, timeout=60, what="the server's socket")
         url = f"http://127.0.0.1:{nginx(request.param, path)}"
         wait_until(lambda: wait_for_http(f"{url}/healthz") != 502, timeout=60, what="the server")
@@ -130,6 +130,27 @@ def test_requests_reach_the_application_and_its_database(behind_nginx: Callable[
     url = behind_nginx()
     result = LoadGenerator(f"{url}/echo?token={{token}}", threads=8, requests=200, keep_alive=True).run()
     assert (result.failed, result.wrong) == (0, 0), result.errors
+
+
+def test_the_health_endpoints_are_for_this_machine_however_their_path_is_written(
+    behind_nginx: Callable[..., str],
+) -> None:
+    address = behind_nginx(WSGI_DBGUARD_HEALTH="/-/db").removeprefix("http://")
+    assert [get(address, path, "127.0.0.1") for path in ("/-/db/readyz", "/-/db/", "/healthz")] == [200, 200, 200]
+    spellings = ("/-/db", "/-/db/", "/-/db/readyz", "//-/db/livez", "/-//db/", "/%2D/db/", "/-/d%62%2f", "/x/../-/db/")
+    assert {get(address, path, "127.0.0.2") for path in spellings} == {403}
+    assert get(address, "/healthz", "127.0.0.2") == 200
+
+
+def get(address: str, path: str, source: str) -> int:
+    """The status, for a client with this address."""
+    connection = http.client.HTTPConnection(address, timeout=60, source_address=(source, 0))
+    try:
+        connection.request("GET", path)
+        with connection.getresponse() as response:
+            return response.status
+    finally:
+        connection.close()
 
 
 def test_a_503_reaches_the_client_with_its_retry_after(behind_nginx: Callable[..., str], site: Path) -> None:

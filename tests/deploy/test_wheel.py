@@ -1,4 +1,4 @@
-"""What people install holds the files that they copy."""
+"""What people install holds the files that they copy, and the pages that they read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def test_the_wheel_holds_every_file_of_deploy_and_finds_them(tmp_path: Path) -> 
 
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if name.startswith("wsgi_dbguard/deploy/")}
+        pages = {name.rpartition("/")[2] for name in archive.namelist() if name.startswith("wsgi_dbguard/docs/")}
         archive.extractall(tmp_path / "installed")
+    assert pages == {page.name for page in (ROOT / "wsgi_dbguard" / "docs").iterdir()}
     source = deploy_directory()
     files = {path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     assert packed == {f"wsgi_dbguard/deploy/{path.relative_to(source).as_posix()}" for path in files}

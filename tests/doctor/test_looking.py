@@ -134,6 +134,13 @@ def test_an_application_that_prints_and_leaves_threads_behind_is_no_trouble(
     assert result.exit_code == 0
 
 
+def test_an_application_that_closes_every_descriptor_is_looked_at(site: Path, look: Examine) -> None:
+    source = "import os\nos.closerange(3, 4096)\nkept = [open(os.devnull, 'w') for _ in range(64)]\n"
+    (site / "wsgi.py").write_text(source + BARE)
+    _, findings = look("wsgi")
+    assert [each.kind.id for each in findings] == ["DBG-APP-engines"]
+
+
 def test_passwords_are_in_no_output(site: Path, doctor: Callable[..., Result]) -> None:
     (site / "wsgi.py").write_text(UNREACHABLE)
     failing = f"{UNREACHABLE}print(engine.url.password)\nraise RuntimeError(engine.url.render_as_string(False))\n"
@@ -205,4 +212,4 @@ def test_sqlite_needs_no_guard_and_is_not_asked(site: Path, doctor: Callable[...
     result = doctor("wsgi")
     assert result.exit_code == 0
     assert "Nothing to report." in result.stdout
-    assert "sqlite:///file.db: QueuePool, made at wsgi.py:2 in <module>" in result.stdout
+    assert "sqlite:///file.db; pool of 5 + 10 made at wsgi.py:2 in <module>" in " ".join(result.stdout.split())

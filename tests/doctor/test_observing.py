@@ -174,3 +174,28 @@ def application(environ, start_response): ...
     (asked,) = facts.databases
     assert (asked.error, asked.pooler) == ("", mode)
     assert [each.kind.id for each in findings] == found
+
+
+@pytest.mark.parametrize("mode", ["transaction", "session"])
+def test_a_pooler_with_one_server_connection_is_not_held(
+    mode: str, site: Path, database: PostgreSQL, look: Examine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Who has the only one waits for somebody who waits for it: without a bound of its own, for all of `patience`.
+    try:
+        pooler = PgBouncer(database, mode=mode, settings={"default_pool_size": "1"})  # type: ignore[arg-type]
+    except ServerMissing as missing:
+        pytest.skip(str(missing))
+    (site / "wsgi.py").write_text(
+        """
+import os
+from sqlalchemy import create_engine
+engine = create_engine(os.environ["URL"], pool_pre_ping=True)
+def application(environ, start_response): ...
+"""
+    )
+    with pooler:
+        monkeypatch.setenv("URL", pooler.url("psycopg"))
+        facts, findings = look("wsgi", patience=3600.0, timeout=3600.0)
+    (asked,) = facts.databases
+    assert (asked.error, asked.pooler, asked.prepared_fails) == ("", mode, False)
+    assert findings == []

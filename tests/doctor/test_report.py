@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import textwrap
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -16,7 +19,9 @@ from wsgi_dbguard.doctor.checks import findings
 from wsgi_dbguard.doctor.facts import Facts, OpenedFacts
 from wsgi_dbguard.doctor.kinds import KINDS, Finding
 
-from .facts import app, database, engine, gunicorn
+from .facts import app, database, engine, gunicorn, uwsgi
+
+PAGE = Path(__file__).parents[2] / "wsgi_dbguard" / "docs" / "doctor.md"
 
 SOUND = Facts(app=app(), server=gunicorn(), databases=[database()])
 WARNED = Facts(app=app(engine(pool="NullPool")), server=gunicorn(), databases=[database()])
@@ -44,6 +49,21 @@ def test_text_fits_80_columns_and_says_all() -> None:
     assert "2 errors, 2 warnings, 0 info." in text
     assert "Not looked at: the server of x" in text
     assert text.index("ERROR") < text.index("WARNING")
+
+
+def test_what_was_looked_at_stands_above_the_findings() -> None:
+    application, server, *engines = report.heading(SOUND).splitlines()
+    assert application == "application: wsgi:application (function), wrapped by DBGuard"
+    assert server == "server:      gunicorn 27.0, by gunicorn.conf.py: 2 processes of 4 threads"
+    assert " ".join(" ".join(engines).split()).startswith("engine: postgresql+psycopg2://")
+
+
+def test_the_finding_that_the_page_shows_is_made_so() -> None:
+    opened = OpenedFacts(engine=0, place="logs.py:9 in log")
+    pinged = app(engine(guarded=False, pre_ping=True), guarded=False, opened=[opened])
+    shared = Facts(app=pinged, server=uwsgi(preloads=True, hooks=False), databases=[database()])
+    (shown,) = re.findall(r"(?:^    .*\n)+", PAGE.read_text(), re.MULTILINE)
+    assert textwrap.dedent(shown) in report.text(shared, findings(shared))
 
 
 def test_nothing_to_report_is_said() -> None:

@@ -39,10 +39,11 @@ def put_back(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def inside(site: Path) -> str:
-    """The name of a module, in the directory "elsewhere", that no other test has had."""
+    """The name of a module and of a .wsgi file, in the directory "elsewhere", that no other test has had."""
     name = f"inside_{next(numbers)}"
     (site / "elsewhere").mkdir()
-    (site / "elsewhere" / f"{name}.py").write_text(INSIDE)
+    for ending in (".py", ".wsgi"):
+        (site / "elsewhere" / f"{name}{ending}").write_text(INSIDE)
     return name
 
 
@@ -129,6 +130,8 @@ def test_uwsgi(text: str, expected: dict[str, Any], site: Path) -> None:
         ("module = {}:app", "{}:app"),
         ("wsgi = {}\ncallable = app", "{}:app"),
         ("wsgi-file = {}.py", "{}.py"),
+        ("wsgi-file = {}.wsgi", "./{}.wsgi"),
+        ("wsgi-file = ../elsewhere/{}.wsgi\ncallable = app", "../elsewhere/{}.wsgi:app"),
         ("mount = /shop={}:app", "{}:app"),
     ],
 )

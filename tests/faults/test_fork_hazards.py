@@ -19,6 +19,7 @@ from sqlalchemy import Engine, create_engine, event, text
 
 if TYPE_CHECKING:
     from wsgi_dbguard.lab.forking import Forks
+    from wsgi_dbguard.lab.mariadb import MariaDB
     from wsgi_dbguard.lab.peers import Peer
     from wsgi_dbguard.lab.postgres import PostgreSQL
 
@@ -157,6 +158,40 @@ def locked_elsewhere(forks: Forks, url: str, lock: str, guarded: bool) -> Any:
     return child
 
 
+def thread_local(forks: Forks, url: str, detached: bool, guarded: bool) -> dict[str, Any]:
+    """A thread keeps its connection in thread-local storage, which a child of another thread does not inherit."""
+    if guarded:
+        forks.guard()
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("create temporary table if not exists kept (n int)"))
+    storage = threading.local()
+    holding, forked = threading.Event(), threading.Event()
+    rows: list[Any] = []
+
+    def keep() -> None:
+        storage.connection = engine.raw_connection()
+        if detached:
+            storage.connection.detach()
+        storage.connection.cursor().execute("insert into kept values (1)")
+        holding.set()
+        forked.wait()
+        storage.connection.commit()
+        cursor = storage.connection.cursor()
+        cursor.execute("select count(*) from kept")
+        rows.extend(cursor.fetchone())
+        storage.connection.rollback()
+        storage.connection.close()
+
+    thread = threading.Thread(target=keep)
+    thread.start()
+    assert holding.wait(20)
+    child = forks.child(lambda: None, leave="os._exit")
+    forked.set()
+    thread.join(20)
+    return {"child": child, "rows": rows}
+
+
 def locks_of_the_guard(engine: Engine) -> list[Any]:
     """Those of the guard of one engine, of the modules, and of the watchdog."""
     from wsgi_dbguard import guard, watchdog
@@ -186,6 +221,20 @@ def test_a_descriptor_number_that_was_given_to_another_file_is_left_alone(
 
 def test_a_process_without_a_descriptor_left_is_cut_off_all_the_same(peer: Peer, scenario: Scenario) -> None:
     assert scenario(no_descriptor_left, url=peer.url()) == {"child": "[]", "parent": []}
+
+
+def test_what_another_thread_keeps_in_its_own_storage_is_not_rolled_back(
+    postgres: PostgreSQL, scenario: Scenario
+) -> None:
+    without = scenario(thread_local, url=postgres.url(), detached=False, guarded=False)
+    assert without == {"child": None, "rows": [0]}
+    assert scenario(thread_local, url=postgres.url(), detached=False, guarded=True) == {"child": None, "rows": [1]}
+
+
+def test_what_another_thread_keeps_detached_is_not_closed(mariadb: MariaDB, scenario: Scenario) -> None:
+    pytest.importorskip("MySQLdb")  # it says goodbye when it is collected
+    told = scenario(thread_local, url=mariadb.url("mysqldb"), detached=True, guarded=True)
+    assert told == {"child": None, "rows": [1]}
 
 
 # The locks are those of SQLAlchemy's pools and of the guard: the same for every driver.

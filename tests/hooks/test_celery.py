@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from wsgi_dbguard.cli.config import deploy_directory
 from wsgi_dbguard.lab.postgres import PostgreSQL
 from wsgi_dbguard.lab.process import Child, wait_until
 
@@ -51,6 +53,18 @@ if __name__ == "__main__":
 """
 
 
+# For the example in the place of its own: no broker runs here.
+CONFIGURATION = """
+import os
+site = os.path.dirname(os.path.abspath(__file__))
+broker_url, result_backend = "filesystem://", f"file://{site}/results"
+broker_transport_options = {
+    "data_folder_in": f"{site}/queue", "data_folder_out": f"{site}/queue", "control_folder": f"{site}/control",
+}
+"""
+QUIET = ("--loglevel", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat")
+
+
 @dataclass
 class Told:
     """What one task said."""
@@ -64,6 +78,19 @@ class Told:
 Ask = Callable[[int], list[Told]]
 
 
+def a_worker(site: Path, environ: Mapping[str, str], *options: str) -> Child:
+    """Of the module `tasks` in this directory, not started."""
+    for name in ("queue", "control", "results"):
+        (site / name).mkdir()
+    command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "--pool", "prefork", *QUIET, *options]
+    return Child(command, log=site / "worker.log", env=environ, cwd=site)
+
+
+def is_ready(worker: Child) -> bool:
+    assert worker.running, worker.output()
+    return " ready." in worker.output()
+
+
 @pytest.fixture
 def worker(tmp_path: Path, postgres: PostgreSQL) -> Iterator[Callable[..., Ask]]:
     """Starts a worker of two processes; what it gives asks that worker so many tasks at once."""
@@ -72,18 +99,9 @@ def worker(tmp_path: Path, postgres: PostgreSQL) -> Iterator[Callable[..., Ask]]
     def start(*options: str, guarded: bool) -> Ask:
         imports, call = (GUARD, "guard(engine)") if guarded else ("", "")
         (tmp_path / "tasks.py").write_text(APPLICATION.format(guard_imports=imports, guard_call=call))
-        for name in ("queue", "control", "results"):
-            (tmp_path / name).mkdir()
-        quiet = ["--loglevel", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"]
-        command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "--pool", "prefork", *quiet, *options]
-        child = stack.enter_context(Child(command, log=tmp_path / "worker.log", env=environ, cwd=tmp_path))
+        child = stack.enter_context(a_worker(tmp_path, environ, *options))
         stack.callback(child.kill)  # its orderly end takes five seconds
-
-        def ready() -> bool:
-            assert child.running, child.output()
-            return " ready." in child.output()
-
-        wait_until(ready, timeout=60, what="the worker")
+        wait_until(lambda: is_ready(child), timeout=60, what="the worker")
 
         def ask(count: int) -> list[Told]:
             client = [sys.executable, "tasks.py", str(count)]
@@ -121,6 +139,37 @@ def test_tasks_get_their_own_answers_and_the_parent_keeps_its_connection(
     assert postgres.query(f"SELECT state FROM pg_stat_activity WHERE pid = {parent[1]}") == [("idle",)]
 
 
+@pytest.mark.slow
+def test_tasks_of_the_example_get_over_connections_that_are_killed(postgres: PostgreSQL, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    shutil.copytree(deploy_directory() / "examples" / "celery", site)
+    (site / "celeryconfig.py").write_text(CONFIGURATION)
+    environ = {**os.environ, "DATABASE_URL": postgres.url(), "PGAPPNAME": "celery"}
+    client = "import tasks; print([tasks.add_note.delay(str(n)).get(timeout=60) for n in range(6)])"
+
+    def python(code: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=site, env=environ, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    python("import tasks; tasks.create_tables()")
+    with a_worker(site, environ, "--concurrency", "1") as child:
+        try:
+            wait_until(lambda: is_ready(child), timeout=60, what="the worker")
+            python(client)
+            pids = [
+                pid for (pid,) in postgres.query("SELECT pid FROM pg_stat_activity WHERE application_name = 'celery'")
+            ]
+            assert len(pids) == 1  # one process, and none of its parent
+            postgres.terminate(*pids)
+            python(client)
+        finally:
+            child.kill()
+    assert postgres.query("SELECT count(*) FROM celery_notes") == [(12,)]
+
+
 def test_the_signal_of_a_new_worker_process_alone_cuts_the_parent_off() -> None:
     # As after a fork that Python does not see: no at-fork handler has run.
     code = """if True:
@@ -128,8 +177,9 @@ def test_the_signal_of_a_new_worker_process_alone_cuts_the_parent_off() -> None:
         from celery.signals import worker_process_init
         import wsgi_dbguard.hooks.celery
         from wsgi_dbguard import fork
-        fork.pid = os.getppid()
+        from wsgi_dbguard.process import here
+        fork.pid, here[0] = os.getppid(), 0
         worker_process_init.send(sender=None)
-        assert fork.pid == os.getpid()
+        assert fork.pid == os.getpid() and here[0]
     """
     subprocess.run([sys.executable, "-c", code], check=True)

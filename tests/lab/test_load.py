@@ -4,6 +4,7 @@ import json
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from wsgi_dbguard.lab.load import LoadGenerator, LoadResult, wait_for_http
+from wsgi_dbguard.lab.load import Answer, LoadGenerator, LoadResult, wait_for_http
 from wsgi_dbguard.lab.process import wait_until
 
 Serve = Callable[[Callable[[BaseHTTPRequestHandler, str], None]], str]
@@ -38,6 +39,8 @@ def serve() -> Iterator[Serve]:
 
                 def do_GET(self) -> None:
                     act(self, parse_qs(urlsplit(self.path).query).get("token", [""])[0])
+
+                do_POST = do_GET
 
                 def log_message(self, format: str, *args: object) -> None:
                     pass
@@ -117,6 +120,23 @@ class TestAnswers:
         assert result.statuses == {"200": 300}
         assert result.errors == []
         assert len(clients) <= 8 if keep_alive else len(clients) > 8
+
+    def test_each_answer_is_told_with_its_request(self, serve: Serve) -> None:
+        methods: set[str] = set()
+
+        def act(handler: BaseHTTPRequestHandler, token: str) -> None:
+            methods.add(handler.command)
+            reply(handler, token, 503 if token.endswith("-1") else 200)
+
+        told: list[Answer] = []
+        begun = time.monotonic()
+        LoadGenerator(serve(act), requests=3, threads=1, method="POST", observe=told.append).run()
+        assert methods == {"POST"}
+        assert [(answer.kind, answer.status) for answer in told] == [("ok", "200"), ("failed", "503"), ("ok", "200")]
+        assert [answer.token.rpartition("-")[2] for answer in told] == ["0", "1", "2"]
+        assert begun <= told[0].sent <= told[0].sent + told[0].took <= told[1].sent
+        assert "status 503" in told[1].what
+        assert told[0].what == ""
 
     def test_another_requests_token_is_wrong(self, serve: Serve) -> None:
         last = ["none yet"]

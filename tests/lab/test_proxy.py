@@ -55,6 +55,24 @@ class TestRefuse:
             thief.bind((proxy.host, proxy.port))
 
 
+class TestRedirect:
+    def test_new_connections_go_to_the_other_server_and_existing_ones_go_on(
+        self, proxy: FaultProxy, connect: Connect, dial: Callable[[], socket.socket]
+    ) -> None:
+        client, server = connect()
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            other.settimeout(TIMEOUT)
+            proxy.redirect(*other.getsockname())
+            assert f"-> 127.0.0.1:{other.getsockname()[1]}" in repr(proxy)
+            later = dial()
+            with other.accept()[0] as there:
+                there.settimeout(TIMEOUT)
+                later.sendall(b"x")
+                assert read(there, 1) == b"x"
+                client.sendall(b"y")
+                assert read(server, 1) == b"y"
+
+
 class TestEnds:
     def test_reset_sends_rst_to_both_sides_of_every_connection(self, proxy: FaultProxy, connect: Connect) -> None:
         pairs = [connect() for _ in range(3)]

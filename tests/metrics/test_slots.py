@@ -180,6 +180,7 @@ def test_the_hook_for_uwsgi_has_a_worker_remove_its_own_at_its_end(where: Path, 
     program = """
 import pathlib, sys, types
 fake = sys.modules["uwsgi"] = types.ModuleType("uwsgi")
+fake.worker_id = lambda: 0
 fake.atexit = lambda: print("the user's own")
 import wsgi_dbguard.hooks.uwsgi
 from wsgi_dbguard.metrics.slots import Slot

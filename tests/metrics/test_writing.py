@@ -292,6 +292,32 @@ print(guard(engine).stats()["checkouts"])
     assert run_python(program, postgres.url(), PROMETHEUS_MULTIPROC_DIR=str(directory)) == "3\n"
 
 
+def test_a_directory_that_may_not_be_written_is_told_once_and_by_name(
+    run_python: RunPython, postgres: PostgreSQL, tmp_path: Path
+) -> None:
+    program = (
+        SETUP
+        + """
+logging.disable(logging.NOTSET)
+logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
+opened = os.open
+
+def refused(path, *arguments, **keywords):
+    if str(path).startswith(sys.argv[2]):
+        raise PermissionError(13, "Permission denied", str(path))
+    return opened(path, *arguments, **keywords)
+
+os.open = refused  # who runs the tests may be root
+for _ in range(3):
+    engine.raw_connection().close()
+"""
+    )
+    told = run_python(program, postgres.url(), str(tmp_path), PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
+    assert told.startswith("WARNING metrics of this process are not written any more: [Errno 13] Permission denied")
+    assert told.endswith(f"'{tmp_path / 'dbguard-0.lock'}'\n")
+    assert told.count("\n") == 1
+
+
 def test_a_directory_that_is_not_there_is_told_at_once(run_python: RunPython, tmp_path: Path) -> None:
     program = """
 from wsgi_dbguard.metrics import prometheus

@@ -53,7 +53,7 @@ class Site:
         self, pair: PostgreSQLPair, settings: dict[str, Any], pool: dict[str, Any], guard: dict[str, Any]
     ) -> None:
         self.pair = pair
-        self.primary = create_engine(pair.primary.url(), **pool)
+        self.primary = create_engine(settings.pop("url", None) or pair.primary.url(), **pool)
         self.replica = create_engine(pair.replica.url())
         self.replicas = Replicas(self.primary, [self.replica, *settings.pop("more", [])], secret="secret", **settings)
         self.session = sessionmaker(self.primary, class_=RoutingSession)
@@ -147,7 +147,8 @@ def prepare(engine: Engine, pair: PostgreSQLPair) -> None:
 
 @pytest.fixture
 def site(make_site: Callable[..., Site]) -> Site:
-    return make_site().ready()
+    # On a machine that is busy an answer may take its time: no replica is to be out for that.
+    return make_site(probe_timeout=30.0, max_lag=60.0, pin=70.0).ready()
 
 
 __all__ = ["Answer", "Item", "Site"]

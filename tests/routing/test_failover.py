@@ -68,6 +68,20 @@ def test_a_replica_that_hangs_is_left_alone(own_site: Site) -> None:
     own_site.ready()
 
 
+def test_a_replica_that_hangs_lets_no_question_wait_for_a_connection(own_site: Site) -> None:
+    (replica,) = own_site.replicas.replicas
+    own_site.replica.dispose()
+    own_site.pair.replica.pause()
+    try:
+        began = time.monotonic()
+        assert not replica.ask()
+        # Half a second, in whole seconds; without it DBGuard's connect_timeout, 10 s.
+        assert time.monotonic() - began < 8.0
+    finally:
+        own_site.pair.replica.resume()
+    own_site.ready()
+
+
 def test_a_replica_that_is_promoted_under_load_serves_nobody_any_more(own_site: Site) -> None:
     stale = []
 

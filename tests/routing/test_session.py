@@ -127,14 +127,38 @@ def test_by_hand(site: Site) -> None:
             places.append(site.where(session))
         return " ".join(places)
 
-    answer = site.ask(view)
-    assert answer.body == "replica primary primary primary replica"
+    # The session stays there, another one does not.
+    answer = site.ask(lambda: f"{view()} {site.where()}")
+    assert answer.body == "replica primary primary primary primary replica"
     assert "DB-Position" not in answer.headers
 
 
 def test_by_hand_as_a_decorator(site: Site) -> None:
     assert site.ask(primary()(site.where)).body == "primary"
     assert site.ask(site.where).body == "replica"
+
+
+def test_what_was_read_by_hand_is_found_again_after_a_commit(site: Site) -> None:
+    site.pair.pause_replay()
+    site.ask(site.add, "POST")
+
+    def view() -> str:
+        with site.session() as session:
+            with primary():
+                item = session.scalars(select(Item)).one()
+            session.commit()
+            return item.name
+
+    assert site.ask(view).body == "anvil"
+
+
+def test_a_two_phase_session_has_the_primary(site: Site) -> None:
+    def view() -> str:
+        with site.session(twophase=True) as session:
+            return site.where(session)
+
+    assert site.ask(view).body == "primary"
+    assert "again" not in site.replicas.stats()["primary"]
 
 
 def test_commit_then_attribute_finds_what_the_replica_has_not_got(site: Site) -> None:

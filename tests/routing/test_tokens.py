@@ -12,7 +12,7 @@ from wsgi_dbguard.routing.positions import Lsn, MySQLGtids
 from wsgi_dbguard.routing.tokens import Token, Tokens
 
 NOTHING = Token()
-lsns = st.integers(0, 2**64 - 1).map(Lsn)
+lsns = st.builds(Lsn, st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1))
 
 
 def tokens(*secrets: str | bytes, lifetime: float = 60.0, name: str = "db-position") -> Tokens:
@@ -39,7 +39,8 @@ def test_what_is_signed_comes_back(lsn: Lsn, pinned: float) -> None:
 @given(st.lists(lsns, min_size=1, max_size=4))
 def test_of_several_the_highest_counts(several: list[Lsn]) -> None:
     back = tokens().load(text_of(Token(each)) for each in several)
-    assert position(back) == str(Lsn(max(each.value for each in several)))
+    highest = Lsn(max(each.value for each in several), max(each.timeline for each in several))
+    assert position(back) == str(highest)
 
 
 @given(st.text())
@@ -103,6 +104,14 @@ def test_secrets_are_rotated() -> None:
 def test_tokens_of_another_name_or_use_of_the_secret_count_as_none() -> None:
     assert tokens().load([text_of(Token(Lsn(7)), tokens(name="other"))]) == NOTHING
     assert tokens().load([str(URLSafeSerializer("secret").dumps(["0/7", time.time(), 0]))]) == NOTHING
+
+
+def test_what_the_primary_tells_later_takes_the_place_of_what_it_told() -> None:
+    earlier = Token(Lsn(9, 1), 5.0)  # lost in a failover
+    later = Token(Lsn(7, 2)).after(earlier)
+    assert (position(later), later.pinned) == ("0/7/2", 5.0)
+    pin = Token(None, 6.0).after(earlier)
+    assert (position(pin), pin.pinned) == ("0/9/1", 6.0)
 
 
 def test_the_new_position_is_kept_where_the_old_one_is_another_databases() -> None:

@@ -64,9 +64,38 @@ def test_a_transaction_that_goes_on_after_a_commit_has_a_position(site: Site) ->
             connection.execute(text("SELECT 1"))
             yield b"done"
 
-    answer = site.ask(view, "POST")
+    answer = site.ask(view)
     assert answer.body == "done"
+    assert "DB-Position" in answer.headers
     assert site.replicas.stats()["pins"] == 0
+
+
+def test_a_cursor_of_the_drivers_own_is_seen_by_its_commit(site: Site) -> None:
+    def view() -> str:
+        with site.session() as session:
+            cursor = session.connection().connection.cursor()
+            cursor.execute("INSERT INTO items (name) VALUES ('anvil')")
+            cursor.close()
+            session.commit()
+        return "done"
+
+    site.pair.pause_replay()
+    answer = site.ask(view, "POST")
+    assert site.replicas.stats()["pins"] == 0
+    assert site.ask(site.names, HTTP_COOKIE=answer.cookie).body == "anvil"
+
+
+def test_a_cursor_and_a_commit_of_the_drivers_own_are_seen_by_the_connection(site: Site) -> None:
+    def view() -> str:
+        with site.session() as session:
+            driver = session.connection().connection
+            driver.cursor().execute("INSERT INTO items (name) VALUES ('anvil')")
+            driver.commit()
+        return "done"
+
+    site.pair.pause_replay()
+    answer = site.ask(view, "POST")
+    assert site.ask(site.names, HTTP_COOKIE=answer.cookie).body == "anvil"
 
 
 def test_what_somebody_elses_listener_sends_is_seen_by_its_commit(

@@ -16,12 +16,15 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     select,
     text,
     update,
 )
 
 from wsgi_dbguard.routing.session import writes
+
+from .conftest import Item
 
 items = Table("items", MetaData(), Column("id", Integer, primary_key=True), Column("n", Integer))
 inserted = insert(items).values(n=1).returning(items.c.id).cte("inserted")
@@ -37,6 +40,9 @@ READS = [
     text("-- a word\nselect 1"),
     text("WITH some AS (SELECT 1) SELECT * FROM some"),
     text("SHOW timezone"),
+    text("SELECT id FROM items").columns(items.c.id),
+    select(Item).from_statement(text("SELECT * FROM items")),
+    select(literal_column("id"), literal_column("'update'")),
 ]
 WRITES = [
     insert(items),
@@ -53,6 +59,10 @@ WRITES = [
     select(func.pg_advisory_xact_lock(1)),
     select(func.get_lock("x", 1)),
     select(text("nextval('x')")),
+    select(literal_column("pg_advisory_xact_lock(1)::text")),
+    select(Item).from_statement(text("UPDATE items SET n = 1 RETURNING *")),
+    text("DELETE FROM items RETURNING id").columns(items.c.id),
+    select(text("DELETE FROM items RETURNING id").columns(items.c.id).cte("gone")),
     text("INSERT INTO items VALUES (1)"),
     text("SELECT * FROM items FOR UPDATE"),
     text("SELECT * FROM items FOR NO KEY UPDATE"),

@@ -30,7 +30,7 @@ def guarded(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="module")
 def served(app: str, guarded: bool, postgres: PostgreSQL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    with Shop(app, postgres, tmp_path_factory.mktemp(app), guarded=guarded) as shop:
+    with Shop(app, postgres, tmp_path_factory.mktemp(app), guarded=guarded, WSGI_DBGUARD_HOLD="30") as shop:
         yield shop
 
 
@@ -88,6 +88,43 @@ def test_connection_that_dies_during_commit(shop: Shop, guarded: bool) -> None:
         assert str(answer.result()) == ("503 outcome-unknown" if guarded else "500")
     # The server heard nothing of it.
     wait_until(lambda: "chisel" in shop.names(), timeout=60.0, what="the commit")
+
+
+def test_database_that_is_away_for_a_moment(shop: Shop, guarded: bool) -> None:
+    def told() -> int:
+        return shop.server.child.output().count("the database is away")
+
+    before = told()
+    shop.proxy.refuse()
+    try:
+        answer = shop.later("POST", "/items", name="chisel")
+        if guarded:
+            wait_until(lambda: told() > before, timeout=60.0, what="a request that is held")
+        else:
+            assert str(answer.result()) == "500"
+    finally:
+        shop.proxy.up()
+    if guarded:
+        assert str(answer.result()) == "201"
+    assert shop.names() == ["anvil", "bellows"] + ["chisel"] * guarded
+
+
+def test_query_that_takes_longer_than_the_deadline(
+    app: str, guarded: bool, postgres: PostgreSQL, tmp_path: Path
+) -> None:
+    # Patience: on a busy machine a cancel takes its time, and its socket is not to be cut before.
+    limits = {"WSGI_DBGUARD_DEADLINE": "1", "WSGI_DBGUARD_PING_TIMEOUT": "20"}
+    with Shop(app, postgres, tmp_path, guarded=guarded, threads=2, **limits) as shop:
+        with shop.locked(TABLE):
+            answer = shop.later("GET", "/items")
+            shop.waiting(1)
+            if guarded:
+                assert str(answer.result()) == "503 unavailable"
+                wait_until(lambda: not shop.backends("state = 'active'"), timeout=60.0, what="the end of the query")
+            else:
+                assert not answer.done()  # it waits for as long as the lock is held
+        assert str(answer.result()) == ("503 unavailable" if guarded else "200")
+        assert seen(shop) == "200"
 
 
 def test_two_updates_of_one_row(busy_shop: Shop, guarded: bool) -> None:

@@ -17,7 +17,6 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool
 from sqlalchemy.pool.base import _ConnDialect
 
 from wsgi_dbguard import GuardConfig, PoolGuard, guard, link, registry, sockets
-from wsgi_dbguard import pool as guarded
 from wsgi_dbguard.guards import guard_all, guards
 
 kept: set[PoolGuard] = set()  # else they go with their engines, and their counts with them
@@ -64,7 +63,7 @@ fileno, server_id = sockets.fileno, link._server_id
 
 def pytest_configure() -> None:
     sockets.fileno, link._server_id = _fileno, _server_id
-    guarded._no_poll = lambda timeout: []  # nor are they pinged at each checkout, as a driver without a socket is
+    link._unwatched = lambda timeout: []  # nor are they pinged at each checkout, as a driver without a socket is
     # One test compares the arguments of connect(), where the guard would put its limit.
     guard_all(GuardConfig(connect_timeout=None))
     registry.on_engine(_keep)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,11 @@ from click.testing import CliRunner, Result
 from sqlalchemy import make_url
 
 from wsgi_dbguard.cli import main
+from wsgi_dbguard.cli.watch import _Signals
+from wsgi_dbguard.lab.mariadb import MariaDB
 from wsgi_dbguard.lab.postgres import PostgreSQL
 from wsgi_dbguard.lab.process import wait_until
+from wsgi_dbguard.lab.proxy import FaultProxy
 
 from .following import PATIENT, tables
 
@@ -147,6 +153,50 @@ def test_unknown_user_is_not_waited_for(postgres: PostgreSQL) -> None:
     assert "cannot connect" in result.stderr
 
 
+def test_password_that_mariadb_refuses_is_not_waited_for(mariadb: MariaDB) -> None:
+    result = watch(make_url(mariadb.url()).set(username="nobody", password=SECRET).render_as_string(False))
+    assert result.exit_code == 2
+    assert "cannot connect: (1045" in result.stderr
+    assert SECRET not in result.output
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ({"sslmode": "require"}, "SSL was required"),
+        ({"sslmode": "nonsense"}, "sslmode"),
+        ({"connect_timeout": "soon"}, "connect_timeout"),
+        ({"options": "-c nonsense=1"}, "nonsense"),
+    ],
+    ids=str,
+)
+def test_option_that_will_not_do_later_either_is_no_fault(
+    postgres: PostgreSQL, driver: str, query: dict[str, str], told: str
+) -> None:
+    result = watch(postgres.url(driver, **query))
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1), result.output
+    assert told in result.stderr
+
+
+def test_certificate_that_is_not_there_is_no_fault() -> None:
+    result = watch("mysql+pymysql://app@127.0.0.1:1/app?ssl_ca=/nonexistent")
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
+def test_socket_that_is_not_there_is_a_server_fault() -> None:
+    result = watch("postgresql+psycopg2://app@/app?host=/nonexistent")
+    assert result.exit_code == 1
+    assert "Verdict: Server fault" in result.stdout
+
+
+def test_argument_that_the_driver_does_not_know_is_refused_in_a_line() -> None:
+    result = watch(f"mysql+pymysql://app:{SECRET}@127.0.0.1:1/app?nonsense=1")
+    assert result.exit_code == 2
+    assert "'nonsense'" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_url_may_come_from_the_environment(postgres: PostgreSQL) -> None:
     arguments = ["watch", "--seconds", "1", "--timeout", str(PATIENT), "--read-only"]
     result = CliRunner().invoke(main, arguments, env={"DATABASE_URL": postgres.url()})
@@ -158,11 +208,24 @@ def test_url_with_the_guards_plugin(postgres: PostgreSQL) -> None:
     assert result.exit_code == 0, result.output
 
 
+@pytest.fixture
+def heeds() -> Iterator[Callable[[signal.Signals], object]]:
+    """`heeds(number)`: programs that are started from now on do not ignore it, as under nohup they would."""
+    with ExitStack() as stack:
+
+        def heed(number: signal.Signals) -> None:
+            before = signal.signal(number, signal.default_int_handler)
+            stack.callback(signal.signal, number, before)
+
+        yield heed
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda each: each.name)
 def test_signal_ends_it_with_the_verdict_and_without_the_table(
-    postgres: PostgreSQL, tmp_path: Path, number: signal.Signals
+    postgres: PostgreSQL, tmp_path: Path, heeds: Callable[..., object], number: signal.Signals
 ) -> None:
+    heeds(number)
     output = tmp_path / "output"
     command = [*WATCH, postgres.url(), "--seconds", "3600", "--interval", "0.2", "--timeout", str(PATIENT)]
     environment: dict[str, Any] = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -177,3 +240,81 @@ def test_signal_ends_it_with_the_verdict_and_without_the_table(
     assert "Verdict: No fault" in output.read_text()
     assert "Traceback" not in output.read_text()
     assert tables(postgres) == []
+
+
+@pytest.mark.slow
+def test_second_interrupt_waits_for_nothing_and_tells_the_table(
+    postgres: PostgreSQL, tmp_path: Path, heeds: Callable[..., object]
+) -> None:
+    heeds(signal.SIGINT)
+    output = tmp_path / "output"
+    with FaultProxy(postgres.host, postgres.port) as proxy, output.open("w") as told:
+        command = [*WATCH, postgres.url_through(proxy.host, proxy.port), "--interval", "0.2", "--timeout", "300"]
+        with subprocess.Popen(command, stdout=told, stderr=told) as process:
+            try:
+                wait_until(lambda: "fresh" in output.read_text(), timeout=120, what="a beat", interval=0.05)
+                proxy.blackhole()
+
+                def interrupted() -> bool:
+                    process.send_signal(signal.SIGINT)
+                    return process.poll() is not None
+
+                wait_until(interrupted, timeout=60, what="its end", interval=0.1)
+            finally:
+                process.kill()
+    [name] = tables(postgres)
+    postgres.query(f"drop table {name}")
+    assert process.returncode == 130
+    assert f"ended at once; the table {name} may be left: DROP TABLE {name};" in output.read_text()
+
+
+def test_signal_in_the_middle_of_a_wait_for_it_blocks_nobody() -> None:
+    with _Signals() as signals:
+        with signals.stop._cond:  # type: ignore[attr-defined]  # as its wait() has it
+            signal.raise_signal(signal.SIGTERM)
+        assert signals.stop.wait(60)
+    assert signals.received == [signal.SIGTERM]
+
+
+def test_under_nohup_it_outlives_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _Signals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+        assert signals.received == []
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [os.pipe, os.openpty], ids=["pipe", "terminal"])
+def test_reader_that_goes_away_ends_it_like_sigpipe_and_without_the_table(
+    postgres: PostgreSQL, way: Callable[[], tuple[int, int]]
+) -> None:
+    command = [*WATCH, postgres.url(), "--interval", "0.1", "--timeout", str(PATIENT)]
+    reading, writing = way()
+    environment = {**os.environ, "TERM": "dumb"}
+    with subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE, env=environment, text=True) as process:
+        try:
+            os.close(writing)
+            os.read(reading, 1000)
+            os.close(reading)
+            _, told = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert (process.returncode, "Traceback" in told) == (128 + signal.SIGPIPE, False)
+    assert tables(postgres) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variables", [{"TERM": "dumb"}, {"TERM": "xterm", "PYTHONIOENCODING": "ascii"}], ids=str)
+def test_terminal_that_cannot_show_the_view_gets_lines(postgres: PostgreSQL, variables: dict[str, str]) -> None:
+    reading, terminal = os.openpty()
+    with open(reading, "rb", buffering=0), os.fdopen(terminal, "wb") as screen:
+        command = [*WATCH, postgres.url(), "--seconds", "1", "--timeout", str(PATIENT)]
+        subprocess.run(command, stdout=screen, stderr=screen, env={**os.environ, **variables}, timeout=120, check=True)
+        told = os.read(reading, 100_000).decode()
+    assert re.search(r"fresh [0-9.]+ ms +kept [0-9.]+ ms", told)
+    assert "Verdict: No fault" in told
+    assert "\x1b" not in told

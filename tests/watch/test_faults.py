@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 
+import psycopg2
 import pytest
 
 from wsgi_dbguard.lab.mariadb import MariaDB, ServerMissing
@@ -124,4 +128,52 @@ def test_server_that_is_down_and_comes_back(server: Server, driver: str, follow:
     )
     assert heart.table is not None
     assert verdict(heart.beats).fault is Fault.SERVER
+    assert tables(server) == []
+
+
+@contextmanager
+def hanging_writes(server: Server) -> Iterator[tuple[Callable[[], object], Callable[[], object]]]:
+    """To have the server answer nobody who writes, and to have it go on."""
+    if isinstance(server, PostgreSQL):
+
+        def wait_for(standby: str) -> None:
+            server.query(f"alter system set synchronous_standby_names = '{standby}'")
+            server.query("select pg_reload_conf()")
+
+        yield lambda: wait_for("nobody"), lambda: wait_for("")
+    else:
+        with closing(server._connect()) as backup, backup.cursor() as cursor:
+            yield lambda: cursor.execute("flush tables with read lock"), lambda: cursor.execute("unlock tables")
+
+
+def test_server_that_answers_nobody_who_writes(server: Server, driver: str, follow: Follow) -> None:
+    with hanging_writes(server) as (hang, go_on):
+        heart = follow(
+            server.url(driver), (all_held, hang), (fresh_is(Trouble.STUCK), go_on), (all_well, nothing), timeout=2.0
+        )
+    assert verdict(heart.beats).fault is Fault.SERVER
+    assert tables(server) == []
+
+
+def test_crash_that_no_new_connection_meets(server: Server, follow: Follow) -> None:
+    if not isinstance(server, PostgreSQL):
+        pytest.skip("where one process of the server takes the others with it")
+
+    def crash() -> None:
+        with closing(psycopg2.connect(server.url("psycopg2").replace("+psycopg2", ""))) as victim:
+            ended = set(server.backends())
+            os.kill(victim.info.backend_pid, signal.SIGKILL)
+
+        def recovered() -> bool:
+            with suppress(psycopg2.OperationalError):
+                return not ended & set(server.backends())
+            return False
+
+        wait_until(recovered, timeout=60, what="the recovery")
+
+    for driver in ("psycopg2", "psycopg", "pg8000"):
+        pytest.importorskip(driver)
+        found = verdict(follow(server.url(driver), (all_held, crash), (all_well, nothing)).beats)
+        assert found.fault is Fault.SERVER, (driver, found)
+        assert "crashed" in found.evidence[0]
     assert tables(server) == []

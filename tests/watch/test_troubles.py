@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 
+import psycopg
 import psycopg2
 import pymysql
 import pytest
@@ -58,6 +59,11 @@ def test_a_connection_that_could_not_be_opened(error: Exception, trouble: Troubl
 )
 def test_a_connection_that_was_there(error: Exception, trouble: Trouble) -> None:
     assert trouble_of(wrapped(error, disconnect=trouble is Trouble.BROKEN)) is trouble
+
+
+def test_pooler_that_cannot_reach_its_server_says_so() -> None:
+    error = psycopg.errors.ProtocolViolation("server login has been failing, try again later (server_login_retry)")
+    assert trouble_of(wrapped(error, disconnect=True)) is Trouble.ANSWERED
 
 
 def test_connection_that_was_cut_when_its_time_was_up_was_silent_whatever_the_driver_says() -> None:

@@ -129,9 +129,36 @@ def test_server_that_says_no_is_at_fault(trouble: Trouble) -> None:
     assert judged(well(range(3)), a_round(3, fresh=trouble), well([4])) is Fault.SERVER
 
 
+@pytest.mark.parametrize("trouble", [Trouble.ANSWERED, Trouble.READ_ONLY])
+def test_connection_over_which_the_server_says_no_is_not_called_dead(trouble: Trouble) -> None:
+    evidence = verdict(well(range(3)) + a_round(3, kept=trouble, pool=trouble, fresh=trouble)).evidence
+    assert not any("died" in each for each in evidence)
+    assert any(each.startswith("beats over the connection that was kept open failed, 1 of 4") for each in evidence)
+
+
 def test_crash_of_another_process_of_the_server_is_its_fault_though_new_connections_work() -> None:
     found = verdict(well(range(3)) + a_round(3, kept=Trouble.CRASHED, replaced={"dead": 1}))
     assert found.fault is Fault.SERVER
+
+
+def test_proxy_that_hangs_up_is_not_told_from_its_server_and_the_verdict_says_so() -> None:
+    broken = a_round(3, kept=Trouble.BROKEN, pool=Trouble.BROKEN, fresh=Trouble.BROKEN)
+    assert any("watch past it" in each for each in verdict(well(range(3)) + broken).evidence)
+    assert not any("watch past it" in each for each in verdict(well(range(3)) + broken + well([4])).evidence)
+
+
+def test_server_that_lets_in_and_answers_nobody_is_at_fault() -> None:
+    hung = [
+        a_round(3, kept=Trouble.SILENT, pool=Trouble.SILENT, fresh=Trouble.STUCK),
+        a_round(4, kept=Trouble.STUCK, pool=Trouble.STUCK, fresh=Trouble.STUCK, held=False),
+    ]
+    found = verdict(list(chain(well(range(3)), *hung, well([5]))))
+    assert found.fault is Fault.SERVER
+    assert any("did not answer their statements, 4 of 8" in each for each in found.evidence)
+
+
+def test_network_that_is_too_slow_for_new_connections_only_is_at_fault() -> None:
+    assert judged(well(range(3)), well([3, 4, 5], fresh=Trouble.STUCK)) is Fault.NETWORK
 
 
 def test_connection_that_could_not_be_opened_between_two_new_ones_counts_as_one_of_them() -> None:

@@ -39,6 +39,17 @@ def test_screen_fits_the_terminal(width: int, rounds: int) -> None:
     assert (not rounds) or ERROR[:20] in console.file.getvalue()
 
 
+@pytest.mark.parametrize("width", [60, 79, 80])
+def test_a_way_is_a_row_of_one_line_however_slow(width: int) -> None:
+    console = Console(file=io.StringIO(), width=width)
+    slow = [Beat(way=way, number=1, at=1.0, took=2.9876) for way in Way]
+    console.print(screen(slow * 100, title="", width=width))
+    assert isinstance(console.file, io.StringIO)
+    rows = [each for each in console.file.getvalue().splitlines() if each.startswith("│")]
+    assert len(rows) == 3
+    assert all(way in row and "2987.6" in row for way, row in zip(("fresh", "kept", "pool"), rows, strict=True))
+
+
 def test_bars_are_as_high_as_the_latencies() -> None:
     beats = [Beat(way=Way.FRESH, number=n, at=n, took=took) for n, took in enumerate([0.0, 0.5, 0.99, 1.0])]
     assert chart(beats, 1.0).plain == "▁▅██"

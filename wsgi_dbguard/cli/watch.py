@@ -7,13 +7,17 @@ For the hour in which requests fail and nobody knows whose fault it is. What is 
     $ wsgi-dbguard watch "$DATABASE_URL" --json | tail -1 | jq .fault
 
 Exit codes: 0 no fault; 1 a fault; 2 could not watch; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP: with the
-verdict, and with the table dropped, in each case.
+verdict, and with the table dropped, in each case. A second Ctrl-C waits for nothing, and tells the table that is left.
+141 if nobody reads the output any more (``| head``).
 """
 
 from __future__ import annotations
 
+import _thread
+import errno
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
     from wsgi_dbguard.watch.verdict import Verdict
 
 __all__ = ["watch"]
+
+_SHOW_CURSOR = b"\x1b[?25h"  # the live view hides it
 
 
 class _CannotWatch(click.ClickException):
@@ -70,44 +76,78 @@ def watch(
 
     Exit code 0: no fault; 1: a fault; 2: could not watch.
     """
-    from wsgi_dbguard.watch import CannotWatch, Heart, Target, verdict
-
     # What the guard and SQLAlchemy's pool have to say is in the beats; on stderr it would tear the view apart.
     for name in ("wsgi_dbguard", "sqlalchemy"):
         logging.getLogger(name).addHandler(logging.NullHandler())
+    signals = _Signals()
     try:
-        with _stopping() as (stop, ended_by):
-            heart = Heart(Target.parse(url), interval=interval, timeout=timeout, read_only=read_only, keep=keep)
-            with heart:
-                for note in _beginning(heart):
-                    click.echo(note, err=True)
-                with _telling(heart, as_json=as_json) as tell:
-                    heart.run(seconds=seconds, stop=stop, tell=tell)
-            found = verdict(heart.beats)
-            _tell_verdict(heart, found, as_json=as_json)
+        with signals:
+            found = _watch(signals, url, seconds, as_json, interval=interval, timeout=timeout,
+                           read_only=read_only, keep=keep)  # fmt: skip
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):  # nobody reads any more, the terminal is gone
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter will try once more
+        sys.exit(128 + (signals.received or [signal.SIGPIPE])[0])
+    sys.exit(128 + signals.received[0] if signals.received else int(found.fault != "none"))
+
+
+def _watch(signals: _Signals, url: str, seconds: float, as_json: bool, **settings: Any) -> Verdict:
+    from wsgi_dbguard.watch import CannotWatch, Heart, Target, verdict
+
+    try:
+        signals.heart = heart = Heart(Target.parse(url), **settings)
+        with heart:
+            for note in _beginning(heart):
+                click.echo(note, err=True)
+            with _telling(heart, as_json=as_json) as tell:
+                heart.run(seconds=seconds, stop=signals.stop, tell=tell)
+            if signal.SIGINT in signals.received:
+                click.echo("ending (Ctrl-C once more: at once)", err=True)
     except CannotWatch as problem:
         raise _CannotWatch(str(problem)) from None
-    sys.exit(128 + ended_by[0] if ended_by else int(found.fault != "none"))
+    found = verdict(heart.beats)
+    _tell_verdict(heart, found, as_json=as_json)
+    return found
 
 
-@contextmanager
-def _stopping() -> Iterator[tuple[threading.Event, list[int]]]:
-    """Signals end the watch after the beat that is on its way; which one came first."""
-    stop = threading.Event()
-    received: list[int] = []
+class _Signals:
+    """In a ``with`` block: they end the watch after the beat that is on its way, a second Ctrl-C ends it at once."""
 
-    def on_signal(number: int, frame: Any) -> None:
-        received.append(number)
-        stop.set()
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.received: list[int] = []
+        self.heart: Heart | None = None
+        self._before: dict[signal.Signals, Any] = {}
 
-    before: dict[signal.Signals, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {each: signal.signal(each, on_signal) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield stop, received
-    finally:
-        for each, handler in before.items():
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():
+            chosen = [signal.SIGINT, signal.SIGTERM]
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else it is to outlive its terminal: nohup
+                chosen.append(signal.SIGHUP)
+            self._before = {each: signal.signal(each, self._on_signal) for each in chosen}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for each, handler in self._before.items():
             signal.signal(each, handler)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        # Not of the others: a terminal that is closed sends SIGHUP twice.
+        if number == signal.SIGINT and number in self.received:
+            self._end()
+        self.received.append(number)
+        # By another thread: this one may be in the middle of the event's wait(), and hold its lock.
+        _thread.start_new_thread(self.stop.set, ())
+
+    def _end(self) -> None:
+        left = None if self.heart is None else self.heart.left_behind
+        told = "" if left is None else f"; the table {left} may be left: DROP TABLE {left};"
+        # Past Python's streams, which may be in the middle of a write.
+        os.write(2, f"ended at once{told}\n".encode())
+        if os.isatty(1):
+            os.write(1, _SHOW_CURSOR)
+        os._exit(128 + signal.SIGINT)
 
 
 def _beginning(heart: Heart) -> Iterator[str]:
@@ -124,7 +164,7 @@ def _telling(heart: Heart, *, as_json: bool) -> Iterator[Callable[[Round], objec
     if as_json:
         yield lambda beats: click.echo(json.dumps(_as_dict(beats)))
         return
-    if not sys.stdout.isatty():
+    if not _has_screen():
         yield lambda beats: click.echo(view.line(beats, clock=f"{datetime.now():%H:%M:%S}"))
         return
     from rich.console import Console
@@ -137,6 +177,17 @@ def _telling(heart: Heart, *, as_json: bool) -> Iterator[Callable[[Round], objec
 
     with Live(get_renderable=shown, console=console, auto_refresh=False) as live:
         yield lambda beats: live.refresh()
+
+
+def _has_screen() -> bool:
+    """Whether the output is a terminal that can go up a line and has the chart's characters."""
+    if sys.stdout is None or not sys.stdout.isatty() or os.environ.get("TERM", "") in ("", "dumb", "unknown"):
+        return False
+    try:
+        "┏█…".encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _as_dict(beats: Round) -> dict[str, Any]:

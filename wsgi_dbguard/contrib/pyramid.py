@@ -31,6 +31,7 @@ then on, in scripts and ``pshell`` too, and logs a warning if a request comes th
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -62,9 +63,17 @@ def make_wsgi_app(config: Any, *, render: WSGIApplication | None = None, **setti
 
 def filter_app_factory(app: WSGIApplication, global_conf: Mapping[str, str] | None, **local_conf: str) -> DBGuard:
     """For PasteDeploy's ``paste.filter_app_factory``; `app` may be any WSGI application. Raises as `make_wsgi_app`."""
-    registry: Any = getattr(app, "registry", None)  # of a Pyramid application
     settings = keys.read(local_conf, prefix="")
-    return DBGuard(app, config=keys.load(getattr(registry, "settings", None) or {}, prefix=PREFIX, **settings))
+    return DBGuard(app, config=keys.load(_settings_of(app), prefix=PREFIX, **settings))
+
+
+def _settings_of(app: WSGIApplication) -> Mapping[str, Any]:
+    registry: Any = getattr(app, "registry", None)
+    pyramid = sys.modules.get("pyramid.config")
+    if registry is None and pyramid is not None:
+        # Something stands between (a pipeline). PasteDeploy makes the application just before it makes its filters.
+        registry = pyramid.global_registries.last
+    return getattr(registry, "settings", None) or {}
 
 
 def includeme(config: Any) -> None:

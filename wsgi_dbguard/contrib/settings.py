@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from wsgi_dbguard.config import GuardConfig, parse
+from wsgi_dbguard.config import GuardConfig, parse, shown
 from wsgi_dbguard.errors import SettingError
 
 __all__ = ["load", "read"]
@@ -45,5 +45,5 @@ def read(values: Mapping[str, Any], *, prefix: str) -> dict[str, Any]:
         try:
             found[name] = _CHECKS[name](value)
         except SettingError as bound:
-            raise SettingError(f"{key}={value!r}: must be {bound}") from None
+            raise SettingError(f"{key}={shown(name, value)}: must be {bound}") from None
     return found

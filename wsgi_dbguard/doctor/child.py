@@ -1,9 +1,10 @@
 """The process that imports the application: ``python -m wsgi_dbguard.doctor.child``, started by `looking`.
 
 It does what a server does, in the server's order: reads the configuration, imports the application; then it looks
-around, and asks the databases. What it finds goes to a descriptor of its own as lines of JSON, one for each step, so
-that what was found is not lost when a later step hangs; passwords first, so that the other side can hide them in what
-the application prints. The application's output goes where the other side has put it.
+around, and asks the databases. What it finds goes into a named pipe as lines of JSON, one for each step, so that what
+was found is not lost when a later step hangs; passwords first, so that the other side can hide them in what the
+application prints. The pipe is opened for each line: an application may close every descriptor that is open, and put
+something of its own in its place. The application's output goes where the other side has put it.
 
 It ends by `os._exit`: no exit handler of the application runs, and no thread of it is waited for.
 """
@@ -36,17 +37,16 @@ _FAILED = 3  # exit code: what is wrong has been told
 
 
 def main(arguments: list[str]) -> None:
-    """`arguments`: the descriptor to write to, the process that waits, and the order as JSON (see `looking`)."""
-    descriptor, order = int(arguments[0]), json.loads(arguments[2])
+    """`arguments`: the pipe to write to, the process that waits, and the order as JSON (see `looking`)."""
+    pipe, order = arguments[0], json.loads(arguments[2])
     end_with_parent(int(arguments[1]))
-    os.set_inheritable(descriptor, False)
     lock = threading.Lock()
     owner = os.getpid()
 
     def tell(what: str, content: Any) -> None:
         if os.getpid() == owner:  # not what the application forks
             with lock:
-                _write(descriptor, json.dumps([what, content]).encode() + b"\n")
+                _write(pipe, json.dumps([what, content]).encode() + b"\n")
 
     code = 0
     try:
@@ -62,9 +62,13 @@ def main(arguments: list[str]) -> None:
     os._exit(code)
 
 
-def _write(descriptor: int, line: bytes) -> None:
-    while line:
-        line = line[os.write(descriptor, line) :]
+def _write(pipe: str, line: bytes) -> None:
+    descriptor = os.open(pipe, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        while line:
+            line = line[os.write(descriptor, line) :]
+    finally:
+        os.close(descriptor)
 
 
 def _run(order: dict[str, Any], tell: Callable[[str, Any], None]) -> None:
@@ -143,7 +147,7 @@ def _ask(app: AppFacts, engines: dict[int, Engine], patience: float, tell: Calla
     deadline = time.monotonic() + patience
     for facts, thread in asked:
         thread.join(max(0.0, deadline - time.monotonic()))
-        # A pooler with one server lets nobody else have it while we try what a second client gets.
+        # Some step behind its version may hang: what was told by then stands.
         if thread.is_alive() and not facts.version:
             facts.error = f"no answer within {patience:g} s"
         tell("database", encode(facts))

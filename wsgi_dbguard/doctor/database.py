@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import ssl
 from collections.abc import Iterator
 from typing import Any
@@ -22,11 +23,13 @@ from typing import Any
 from sqlalchemy import Engine
 
 from wsgi_dbguard import sockets
+from wsgi_dbguard.watchdog import Deadline
 
 from .facts import DatabaseFacts
 
 __all__ = ["ask"]
 
+_WAIT = 1.0  # seconds for a second server behind a pooler: where there is one only, its other clients wait as well
 _ROUNDS = 3  # looks at which server a pooler gives: the last one used comes first, so one would do (PgBouncer: LIFO)
 
 
@@ -160,29 +163,64 @@ def _is_pooled(client: Client, driver: str) -> bool:
 def _pooler(engine: Engine, client: Client, facts: DatabaseFacts) -> None:
     """In transaction mode a server that was used is free for the next client, while its last client is still there.
 
+    Where the pooler has no second server to give, one of our two clients waits for the other, and so does everybody
+    else: for `_WAIT` seconds, then both are cut off. What was seen by then stands.
+    """
+    facts.pooler = "session"
+    client.dbapi.rollback()
+    fds = [_descriptor(client)]
+
+    def cut() -> None:
+        for each in fds:
+            sockets.cut(each)
+
+    deadline = Deadline(_WAIT, cut)
+    try:
+        with deadline, _connected(engine) as other:
+            fds.append(_descriptor(other))
+            _look_behind(engine, client, other, facts)
+    except Exception:
+        if not deadline.expired:
+            raise
+    finally:
+        for each in fds:
+            os.close(each)
+
+
+def _descriptor(client: Client) -> int:
+    """One of our own for its socket: the driver's may be closed, and be somebody else's, when it is used."""
+    fd = sockets.fileno(client.dbapi)
+    assert fd is not None  # a driver that tells its backend's number tells this as well
+    return os.dup(fd)
+
+
+def _look_behind(engine: Engine, client: Client, other: Client, facts: DatabaseFacts) -> None:
+    """Which server each of two clients gets, in turn.
+
     The statement is sent as one that is prepared, where the driver does that by itself: on another server there is none
     of that name, unless the pooler looks after it (PgBouncer 1.21 and later, with max_prepared_statements). Committed,
     as an application does: psycopg drops its prepared statements at a rollback.
     """
     who = "select pg_backend_pid()"
-    facts.pooler = "session"
-    client.dbapi.rollback()
-    with _connected(engine) as other:
-        for _ in range(_ROUNDS):
-            mine = _prepared(client, who) if facts.prepares else client.one(who)
-            client.dbapi.commit()
-            others = other.one(who)
-            if others == mine:
-                facts.pooler = "transaction"
-            try:  # while the other one is in its transaction
-                again = _prepared(client, who) if facts.prepares else client.one(who)
-            except engine.dialect.loaded_dbapi.Error:
-                facts.pooler, facts.prepared_fails = "transaction", True
+    for _ in range(_ROUNDS):
+        mine = _prepared(client, who) if facts.prepares else client.one(who)
+        client.dbapi.commit()
+        others = other.one(who)
+        if others == mine:
+            facts.pooler = "transaction"
+            if not facts.prepares:
                 return
-            client.dbapi.commit()
-            other.dbapi.commit()
-            if again != mine:
-                facts.pooler = "transaction"
+        try:  # while the other one is in its transaction
+            again = _prepared(client, who) if facts.prepares else client.one(who)
+        except engine.dialect.loaded_dbapi.Error:
+            if not facts.prepares or client.dbapi.closed:  # cut off, not refused
+                raise
+            facts.pooler, facts.prepared_fails = "transaction", True
+            return
+        client.dbapi.commit()
+        other.dbapi.commit()
+        if again != mine:
+            facts.pooler = "transaction"
 
 
 def _prepared(client: Client, statement: str) -> Any:

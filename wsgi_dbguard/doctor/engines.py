@@ -41,7 +41,7 @@ def describe(engine: Engine, number: int, made_at: str) -> EngineFacts:
         pre_ping=bool(getattr(pool, "_pre_ping", False)),
         resets=getattr(getattr(pool, "_reset_on_return", None), "name", "") != "reset_none",
         autocommit_argument=_autocommit(engine.url),
-        guard=next((settings(each.config) for each in guards.guards() if each.dialect is engine.dialect), None),
+        guard=None if (guard := guards.guard_of(engine)) is None else settings(guard.config),
     )
 
 

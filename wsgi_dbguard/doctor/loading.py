@@ -3,7 +3,7 @@
     load("wsgi:application")            # a name in a module
     load("shop:create_app('test')")     # a factory, with literal arguments
     load("wsgi")                        # `application`, else `app`, in that module
-    load("deploy/wsgi.py:app")          # a file, as uWSGI's wsgi-file
+    load("deploy/wsgi.py:app")          # a file: its name ends in .py, or has a directory, as in ./site.wsgi
 
 Only names and calls with literals: nothing of what is given is run as a program.
 """
@@ -16,6 +16,7 @@ import importlib.util
 import inspect
 import os
 import sys
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -38,7 +39,8 @@ def load(target: str) -> Any:
     module_name, _, name = target.partition(":")
     if not module_name:
         raise TargetError(f"{target!r} names no module: write module:callable")
-    module = _file(Path(module_name)) if module_name.endswith(".py") else _module(module_name)
+    is_file = module_name.endswith(".py") or os.sep in module_name
+    module = _file(Path(module_name)) if is_file else _module(module_name)
     found = _named(module, name, target) if name else _default(module)
     if not callable(found):
         raise TargetError(f"{target!r} is of type {type(found).__name__}, not a WSGI application")
@@ -72,7 +74,8 @@ def _module(name: str) -> ModuleType:
 def _file(path: Path) -> ModuleType:
     if not path.is_file():
         raise TargetError(f"there is no file {str(path)!r}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # By a loader of its own, since the name may end in anything: .wsgi, or nothing at all.
+    spec = importlib.util.spec_from_file_location(path.stem, path, loader=SourceFileLoader(path.stem, str(path)))
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)

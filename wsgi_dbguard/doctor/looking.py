@@ -121,26 +121,30 @@ def _end(output: IO[bytes]) -> str:
 
 def _run(order: Order, told: _Told, output: IO[bytes]) -> int | None:
     """Runs the process to its end, or to the end of its time; its exit code, None when it had to be killed."""
-    reading, writing = os.pipe()
+    with tempfile.TemporaryDirectory(prefix="wsgi-dbguard-") as directory:
+        pipe = os.path.join(directory, "told")
+        os.mkfifo(pipe)
+        # For writing as well: so it has no end of file while nobody writes, and none of it is lost.
+        reading = os.open(pipe, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return _run_and_listen(order, told, output, pipe, reading)
+        finally:
+            os.close(reading)
+
+
+def _run_and_listen(order: Order, told: _Told, output: IO[bytes], pipe: str, reading: int) -> int | None:
     mark = new_mark()
-    arguments = [str(writing), str(os.getpid()), json.dumps(asdict(order))]
-    try:
-        process = subprocess.Popen(
-            # Unbuffered: what it has printed is wanted all the more when it is killed.
-            # -P: what lies in the working directory is found when the server would find it, not earlier.
-            [sys.executable, "-u", "-P", "-m", f"{__package__}.child", *arguments],
-            env=os.environ | mark,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            pass_fds=[writing],
-            start_new_session=True,
-        )
-    except BaseException:
-        os.close(reading)
-        raise
-    finally:
-        os.close(writing)
+    arguments = [pipe, str(os.getpid()), json.dumps(asdict(order))]
+    process = subprocess.Popen(
+        # Unbuffered: what it has printed is wanted all the more when it is killed.
+        # -P: what lies in the working directory is found when the server would find it, not earlier.
+        [sys.executable, "-u", "-P", "-m", f"{__package__}.child", *arguments],
+        env=os.environ | mark,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+    )
     try:
         # After its last words it ends by itself.
         if _listen(reading, process, order, told):
@@ -148,20 +152,19 @@ def _run(order: Order, told: _Told, output: IO[bytes]) -> int | None:
                 return process.wait(order.patience)
         return None
     finally:
-        os.close(reading)
         # What it has started outlives it. Not waited for before: until then nobody else gets its number.
         end(process.pid, mark)
         process.wait()
 
 
 def _listen(reading: int, process: subprocess.Popen[bytes], order: Order, told: _Told) -> bool:
-    """Until it has told all or has closed its end; False if its time is over before that."""
+    """Until it has told all or has ended; False if its time is over before that."""
     deadline = time.monotonic() + order.timeout
     pending = b""
     poll = select.poll()
     poll.register(reading, select.POLLIN)
     while not told.done:
-        # Its descriptor may live on in what it has forked. Asked first: what it has written is there when it has ended.
+        # Asked first: what it has written is there when it has ended.
         ended = process.poll() is not None
         if not poll.poll(min(200.0, max(0.0, 1000 * (deadline - time.monotonic())))):
             if ended:
@@ -169,10 +172,7 @@ def _listen(reading: int, process: subprocess.Popen[bytes], order: Order, told: 
             if time.monotonic() >= deadline:
                 return False
             continue
-        data = os.read(reading, 65536)
-        if not data:
-            return True
-        *lines, pending = (pending + data).split(b"\n")
+        *lines, pending = (pending + os.read(reading, 65536)).split(b"\n")
         asking = told.step == "database"
         for line in lines:
             told.take(*json.loads(line))

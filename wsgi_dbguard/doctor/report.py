@@ -13,7 +13,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .facts import Facts, encode
+from wsgi_dbguard.middleware import DBGuard
+
+from .checks.words import count
+from .facts import EngineFacts, Facts, encode
 from .kinds import KINDS, SEVERITIES, Finding
 
 if TYPE_CHECKING:
@@ -26,16 +29,25 @@ _COLORS = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 
 def heading(facts: Facts) -> str:
-    """What was looked at."""
-    server = facts.server
-    by = "" if server is None else f", {server.name} {server.version} by {server.file}".replace("  ", " ")
-    guarded = "wrapped by DBGuard" if facts.app.guard is not None else "not wrapped by DBGuard"
-    lines = [f"{facts.app.target}: {facts.app.kind}, {guarded}{by}"]
-    for engine in facts.app.engines:
+    """What was looked at, in lines of at most 80 columns."""
+    app, server = facts.app, facts.server
+    kind = "" if app.kind == f"{DBGuard.__module__}.{DBGuard.__qualname__}" else f" ({app.kind})"
+    guarded = "wrapped by DBGuard" if app.guard is not None else "not wrapped by DBGuard"
+    lines = [("application", f"{app.target}{kind}, {guarded}")]
+    if server is not None:
+        size = f"{count(server.processes, 'process')} of {count(server.threads, 'thread')}"
+        lines.append(("server", f"{server.name} {server.version}".strip() + f", by {server.file}: {size}"))
+    for engine in app.engines:
         asked = facts.database(engine)
-        version = f" ({asked.version})" if asked is not None and asked.version else ""
-        lines.append(f"{engine.url}{version}: {engine.pool}, made at {engine.made_at}")
-    return "\n".join(lines)
+        version = f", {asked.version}" if asked is not None and asked.version else ""
+        lines.append(("engine", f"{engine.url}{version}; {_pool(engine)} made at {engine.made_at}"))
+    return "\n".join(_wrapped(content, f"{label + ':':<13}") for label, content in lines)
+
+
+def _pool(engine: EngineFacts) -> str:
+    if engine.pool != "QueuePool" or engine.max_overflow is None or engine.max_overflow < 0:
+        return engine.pool
+    return f"pool of {engine.pool_size} + {engine.max_overflow}"
 
 
 def summary(facts: Facts, findings: Sequence[Finding]) -> str:
@@ -49,7 +61,7 @@ def summary(facts: Facts, findings: Sequence[Finding]) -> str:
 
 def text(facts: Facts, findings: Sequence[Finding]) -> str:
     """The whole report in lines of at most 80 columns; what cannot be broken, such as a path, may be longer."""
-    parts = [_wrapped(heading(facts), "")]
+    parts = [heading(facts)]
     for finding in findings:
         lines = [f"{finding.kind.severity.upper()} {finding.kind.id}"]
         for label, content in (("seen", finding.seen), ("happens", finding.happens), ("change", finding.change)):
@@ -85,7 +97,7 @@ def table(findings: Sequence[Finding]) -> Table:
     made.add_column("Seen, what happens because of it, and what to change", ratio=1, overflow="fold")
     for finding in findings:
         color = _COLORS[finding.kind.severity]
-        told = f"{escape(finding.seen)}\n{escape(finding.happens)}\n[bold]{escape(finding.change)}[/]"
+        told = f"{escape(finding.seen)}\n\n{escape(finding.happens)}\n\n[bold]{escape(finding.change)}[/]"
         made.add_row(f"[{color}]{finding.kind.severity}[/]\n{finding.kind.id}", told)
     return made
 

@@ -103,7 +103,9 @@ def _target(options: _Options) -> str:
     name = options.last("callable") or ""
     for mount in options.all("mount"):
         options = _Options([("module", mount.partition("=")[2])])
-    module = options.last("module", "wsgi", "w") or options.last("wsgi-file", "file") or ""
+    module = options.last("module", "wsgi", "w") or ""
+    if not module and (file := options.last("wsgi-file", "file")):
+        module = file if file.endswith(".py") or os.sep in file else os.path.join(".", file)
     return module if ":" in module or not name else f"{module}:{name}"
 
 

@@ -15,7 +15,9 @@ the fork.
 When gunicorn aborts a worker that gave no sign of life for `timeout` seconds, `worker_abort` stops on the server what
 the worker's connections are doing; without it a query goes on there after its client is gone. `post_worker_init` sees
 to it that this happens as well while the worker waits in psycopg2 or mysqlclient, where Python's signal handlers do not
-run. Threads and greenlets that wait for a query never make gunicorn abort their worker: the setting `deadline` of
+run, and tells the health endpoints that the worker serves and, on SIGTERM, that it is about to end.
+
+Threads and greenlets that wait for a query never make gunicorn abort their worker: the setting `deadline` of
 `DBGuard` is for those.
 
 `child_exit` removes from ``PROMETHEUS_MULTIPROC_DIR`` the gauges of a worker that has ended, if that is set (see
@@ -34,6 +36,7 @@ from collections.abc import Callable
 from typing import Any
 
 from wsgi_dbguard import aborts, canceller
+from wsgi_dbguard import worker as workers
 from wsgi_dbguard.fork import after_fork
 
 __all__ = ["child_exit", "compose", "post_fork", "post_worker_init", "worker_abort"]
@@ -47,11 +50,13 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """In each worker, when the application is loaded: from here on SIGABRT is seen in the middle of a query."""
+    """In each worker, when the application is loaded: from here on SIGABRT is seen in the middle of a query, and
+    SIGTERM by the health endpoints."""
     try:
         aborts.listen()
     except Exception:
         logger.exception("SIGABRT will not be seen in the middle of a query")
+    workers.serving()
 
 
 def worker_abort(worker: Any) -> None:

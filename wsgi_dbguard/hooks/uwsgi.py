@@ -31,6 +31,7 @@ from collections.abc import Callable
 
 import uwsgi
 
+from wsgi_dbguard import worker
 from wsgi_dbguard.fork import after_fork
 
 __all__: list[str] = []
@@ -61,12 +62,22 @@ _hooks = _hooks_that_stand()
 def _post_fork() -> None:
     after_fork()
     _forget_gauges(mine=False)
+    _serving()
     for hook in _hooks:
         try:
             hook()
         except Exception:
             # uWSGI would print it and go on, and so do we: the next hook must not be skipped for it.
             _logger.exception("post_fork hook %r failed", hook)
+
+
+def _serving() -> None:
+    """Tell the health endpoints that this process is a worker; a mule or a spooler is none."""
+    try:
+        if uwsgi.worker_id():
+            worker.serving()
+    except Exception:
+        _logger.exception("the status page does not know of this worker until its first request")
 
 
 def _forget_gauges(*, mine: bool) -> None:

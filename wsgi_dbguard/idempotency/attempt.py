@@ -88,7 +88,7 @@ class Attempt:
             if instead is None:
                 self.end()
                 raise
-            logger.error("a keyed request failed, answered with %r", instead, exc_info=error)
+            logger.warning("a keyed request failed, answered with %r", instead, exc_info=error)
             return instead
         finally:
             active.reset(token)

@@ -156,7 +156,7 @@ class Idempotent:
             return
         if not request.commits:
             request.note(commits=1)
-        for tell in transactions.taken:  # the store's own connections are no deed of the request's: so by hand
+        for tell in transactions.unseen:  # the store's own connections are no deed of the request's: so by hand
             tell(request, self._store.engine.dialect)
 
     def _id(self, key: str, environ: WSGIEnvironment) -> str:

@@ -28,15 +28,32 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-__all__ = ["LoadGenerator", "LoadResult", "wait_for_http"]
+__all__ = ["Answer", "LoadGenerator", "LoadResult", "wait_for_http"]
 
 Expect = Callable[[str, int, bytes], bool]
+Kind = Literal["ok", "failed", "wrong"]
 
 _KEPT_ERRORS = 20
 _ATTEMPT = 5.0  # seconds wait_for_http() gives a server that accepts and stays silent, before it asks again
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of one request, for `observe`."""
+
+    token: str
+    kind: Kind
+    status: str
+    """Status code ("200") or name of the exception ("TimeoutError")."""
+    sent: float
+    """`time.monotonic()` when it was sent."""
+    took: float
+    """Seconds."""
+    what: str
+    """In words, unless it is ok."""
 
 
 @dataclass
@@ -110,6 +127,8 @@ class LoadGenerator:
     expect: called as expect(token, status, body) in the sending thread; false, or an exception, means not as it should
         be. The default wants status 200 and the token alone as the body.
     keep_alive: one kept connection for each thread, instead of one for each request.
+    method: of each request, which has no body.
+    observe: called with each Answer, in the sending thread; must not raise.
 
     `result` can be read while it runs. Raises ValueError for a setting that is not possible.
     """
@@ -125,6 +144,8 @@ class LoadGenerator:
         timeout: float = 30.0,
         expect: Expect | None = None,
         keep_alive: bool = False,
+        method: str = "GET",
+        observe: Callable[[Answer], object] | None = None,
     ) -> None:
         self._host, self._port, self._target = _split(url)
         if "{token}" not in self._target:
@@ -143,6 +164,8 @@ class LoadGenerator:
         self._expect = expect or _answer_is_token
         self._headers = {} if keep_alive else {"Connection": "close"}
         self._keep_alive = keep_alive
+        self._method = method
+        self._observe = observe
         self._run_id = secrets.token_hex(4)
         self._numbers = count()
         self._lock = threading.Lock()
@@ -203,7 +226,7 @@ class LoadGenerator:
                 except Exception as error:  # whatever it is, the answer did not come
                     connection.close()
                     name = type(error).__name__
-                    self._record(begun, name, failed=f"{token}: {name}: {error}")
+                    self._record(begun, token, name, failed=f"{token}: {name}: {error}")
                     continue
                 self._judge(begun, token, status, body, retried)
                 if not self._keep_alive:
@@ -235,7 +258,7 @@ class LoadGenerator:
     def _send(self, connection: http.client.HTTPConnection, target: str) -> tuple[int, bytes]:
         kept = connection.sock
         try:
-            connection.request("GET", target, headers=self._headers)
+            connection.request(self._method, target, headers=self._headers)
             if kept is not None and not kept.recv(1, socket.MSG_PEEK):
                 raise _Stale
         except (ConnectionResetError, BrokenPipeError) as error:
@@ -253,13 +276,15 @@ class LoadGenerator:
             right, why = False, f" (expect raised {error!r})"
         what = f"{token}: status {status}, body {body[:200]!r}{why}"
         if right:
-            self._record(begun, str(status), retried=retried)
+            self._record(begun, token, str(status), retried=retried)
         elif 200 <= status < 300:
-            self._record(begun, str(status), wrong=what, retried=retried)
+            self._record(begun, token, str(status), wrong=what, retried=retried)
         else:
-            self._record(begun, str(status), failed=what, retried=retried)
+            self._record(begun, token, str(status), failed=what, retried=retried)
 
-    def _record(self, begun: float, status: str, *, failed: str = "", wrong: str = "", retried: bool = False) -> None:
+    def _record(
+        self, begun: float, token: str, status: str, *, failed: str = "", wrong: str = "", retried: bool = False
+    ) -> None:
         now = time.monotonic()
         result = self.result
         # Critical section: one request's figures.
@@ -274,6 +299,9 @@ class LoadGenerator:
             if (failed or wrong) and len(result.errors) < _KEPT_ERRORS:
                 kind = "failed" if failed else "wrong"
                 result.errors.append(f"{kind} at {now - self._started:.3f} s: {failed or wrong}")
+        if self._observe is not None:
+            outcome: Kind = "failed" if failed else "wrong" if wrong else "ok"
+            self._observe(Answer(token, outcome, status, begun, now - begun, failed or wrong))
 
 
 def wait_for_http(url: str, timeout: float = 30.0) -> int:

@@ -115,6 +115,14 @@ class FaultProxy:
         """Back to normal: accept, forward what was held, no delay, no pending drop_after()."""
         self._call(self._up)
 
+    def redirect(self, host: str, port: int) -> None:
+        """Lead new connections to another server, an IPv4 address, as DNS does after a failover; the others stay."""
+
+        def act() -> None:
+            self.upstream = self._relay.address = host, port
+
+        self._call(act)
+
     def refuse(self) -> None:
         """Refuse new connections, as a server that is down does; those that exist go on."""
         self._call(self._unlisten)

@@ -39,6 +39,18 @@ class Standby(PostgreSQL):
         self.query("select pg_promote(true)")
         wait_until(lambda: self.query("select not pg_is_in_recovery()")[0][0], timeout=PATIENCE, what="the promotion")
 
+    def follow(self, primary: PostgreSQL | None) -> None:
+        """Receive from `primary` instead, or from nobody."""
+        source = ""
+        if primary is not None:
+            primary.query("select pg_create_physical_replication_slot(%s)", f"standby_{self.port}")
+            source = f"host={primary.socket_directory} port={primary.port} user={NAME}"
+        self.query("alter system set primary_conninfo = %s", source)
+        self.query("select pg_reload_conf()")
+        if primary is None:
+            gone = "select not exists (select from pg_stat_wal_receiver)"
+            wait_until(lambda: self.query(gone)[0][0], timeout=PATIENCE, what="the end of its receiver")
+
     def _initdb(self) -> None:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._give(self.directory)

@@ -66,7 +66,7 @@ def serve(contender: Contender, url: str, directory: Path, **settings: str) -> S
     guarded = contender is Contender.GUARD
     variables = {
         "DATABASE_URL": url,
-        "ECHO_PRE_PING": "1" if contender is Contender.PRE_PING else "",
+        "ECHO_POOL": contender.value,
         "WSGI_DBGUARD_HOLD": f"{HOLD}",
         **settings,
     }

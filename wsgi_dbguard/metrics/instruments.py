@@ -18,7 +18,7 @@ from wsgi_dbguard import tally
 
 __all__ = [
     "BOUNDARIES", "CAUSES", "INSTRUMENTS", "LIVELY", "POOL_NAME",
-    "Instrument", "Reading", "State", "read_pool", "read_process",
+    "Instrument", "Reading", "State", "checks", "most", "read_pool", "read_process", "retired",
 ]  # fmt: skip
 
 POOL_NAME = "db.client.connection.pool.name"
@@ -88,7 +88,8 @@ def _idle_max(pool: Pool | None) -> int | None:
     return 1 if isinstance(pool, StaticPool) else 0 if isinstance(pool, NullPool) else None
 
 
-def _max(pool: Pool | None) -> int | None:
+def most(pool: Pool | None) -> int | None:
+    """How many connections it may have open; None: no limit."""
     if isinstance(pool, QueuePool):
         size, overflow = pool.size(), pool._max_overflow  # there is no public name
         return size + overflow if size > 0 and overflow >= 0 else None  # None: no limit
@@ -100,7 +101,8 @@ def _count(state: State) -> Values:
     return {("idle",): idle, ("used",): state.stats["connections"] - idle}
 
 
-def _checks(state: State) -> Values:
+def checks(state: State) -> Values:
+    """By what was asked, and what it turned out to be."""
     stats, replaced = state.stats, state.stats["replaced"]
     pinged_in_vain = replaced.get("ping", 0)
     return {
@@ -112,7 +114,8 @@ def _checks(state: State) -> Values:
     }
 
 
-def _retired(state: State) -> Values:
+def retired(state: State) -> Values:
+    """By cause, those that were replaced at a checkout and those that were closed while they lay idle."""
     values: dict[tuple[str, ...], float | None] = {(cause,): 0 for cause in CAUSES}
     for counts in (state.stats["replaced"], state.stats["retired_by_cause"]):
         for cause, number in counts.items():
@@ -152,7 +155,7 @@ INSTRUMENTS = (
     Instrument(
         "db.client.connection.max", "updowncounter", "{connection}",
         "The maximum number of open connections allowed",
-        of_pool=lambda state: {(): _max(state.pool)},
+        of_pool=lambda state: {(): most(state.pool)},
     ),
     Instrument(
         "db.client.connection.pending_requests", "updowncounter", "{request}",
@@ -177,11 +180,11 @@ INSTRUMENTS = (
     Instrument(
         "wsgi_dbguard.checks", "counter", "{check}",
         "Checks of a pooled connection when it is taken, by what was asked and what it turned out to be",
-        ("wsgi_dbguard.check.tier", "wsgi_dbguard.check.result"), _checks, lively=True,
+        ("wsgi_dbguard.check.tier", "wsgi_dbguard.check.result"), checks, lively=True,
     ),
     Instrument(
         "wsgi_dbguard.retired", "counter", "{connection}", "Connections that were replaced or closed, by cause",
-        ("wsgi_dbguard.cause",), _retired,
+        ("wsgi_dbguard.cause",), retired,
     ),
     Instrument(
         "wsgi_dbguard.restored", "counter", "{connection}",

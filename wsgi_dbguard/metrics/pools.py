@@ -26,9 +26,10 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection, QueuePool
 
 from wsgi_dbguard import fork, registry, tally
-from wsgi_dbguard.guards import guard_of
+from wsgi_dbguard.guards import address, guard_of, has_server
 from wsgi_dbguard.link import KEY
 from wsgi_dbguard.pool import PoolGuard
+from wsgi_dbguard.process import here
 
 from .instruments import (
     CREATE_TIME,
@@ -226,7 +227,7 @@ def _note(instrument: Instrument, pool: str, seconds: float) -> None:
 
 
 def _changed(pool: str | None) -> None:
-    if os.getpid() != fork.pid:  # not noticed yet, or about to be: nothing may be written in the parent's name
+    if not here[0]:  # not noticed yet, or about to be: nothing may be written in the parent's name
         return
     for recorder in _recorders:
         recorder.changed(pool)
@@ -242,7 +243,7 @@ def _tallied(source: object) -> None:
 
 
 def _attach(engine: Engine) -> None:
-    if engine.dialect.name == "sqlite" or engine.dialect.is_async:
+    if not has_server(engine):
         return
     with _lock:
         if engine.dialect in _dialects:
@@ -272,13 +273,8 @@ def _is_exhausted(pool: Pool) -> bool:
 
 
 def _name(engine: Engine) -> str:
-    """The pool's logging name, else ``address:port/database`` as the conventions have it; with a number for more of it.
-
-    Not the URL: it may have secrets in its query.
-    """
-    url = engine.url
-    address = f"{url.host or ''}{'' if url.port is None else f':{url.port}'}"
-    name = base = engine.pool.logging_name or f"{address}/{url.database or ''}"
+    """`address`, which is as the conventions have it; with a number for more of it."""
+    name = base = address(engine)
     taken = {each.name for each in list(_watched.values()) if each.final is None}
     number = 1
     while name in taken:

@@ -212,7 +212,7 @@ class _OfSeveral:
             except Exception as error:  # such as a directory that was removed: no reason to refuse a connection
                 self._failed = True
                 logger.warning(
-                    "metrics of this process are not written any more: %r", error,
+                    "metrics of this process are not written any more: %s", error,  # says which file
                     exc_info=not isinstance(error, OSError),
                 )  # fmt: skip
                 with suppress(OSError):

@@ -5,7 +5,8 @@ kernel takes back when the process ends, however it ends. So there are never mor
 time, the counters of a worker are carried on by the one that takes its place, and whose gauges are to go is known
 without pids, which are used again and mean nothing in another container.
 
-prometheus-client is not needed here: the hooks in a server's master use it, too.
+prometheus-client is not needed here: the hooks in a server's master use it, too, and so does `wsgi_dbguard.health` for
+files of its own. What is of the living only has ``live`` in its name: gauges, and what the status page shows.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def _take(where: Path, number: int, flags: int = 0) -> int | None:
 
 def reap(where: Path) -> None:
     """Remove the gauges of processes that are dead."""
-    for file in where.glob("gauge_live*_dbguard-*.db"):
+    for file in where.glob("*live*_dbguard-*.*"):
         number = int(file.stem.rpartition("-")[2])
         with suppress(OSError):  # gone, or another user's
             descriptor = _take(where, number)
@@ -132,5 +133,5 @@ def forget_gauges(slot: Slot | None) -> None:
 
 
 def _forget_gauges(where: Path, number: int) -> None:
-    for file in where.glob(f"gauge_live*_dbguard-{number}.db"):
+    for file in where.glob(f"*live*_dbguard-{number}.*"):
         file.unlink(missing_ok=True)

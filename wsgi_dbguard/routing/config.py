@@ -25,7 +25,8 @@ class RoutingConfig:
         check_every: pause between two looks at how far primary and replicas are, in each process, while there are
             requests that could use a replica.
         out_for: how long a replica that failed is left alone.
-        probe_timeout: a replica that does not answer within this has failed.
+        probe_timeout: a replica that does not answer within this has failed. So has one to which a connection is not
+            open within this, if its engine is guarded; drivers in C count whole seconds there, and libpq at least two.
         lagging: what a request gets when no replica is within `max_lag`: "primary"; "stale" (a replica all the same);
             "refuse" (`DatabaseUnavailable`, a 503).
         cookie, header: names under which the position travels; two `Replicas` of one site need names of their own.

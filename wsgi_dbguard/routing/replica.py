@@ -4,13 +4,16 @@ Two numbers decide. Its high-water mark is the position that it was last seen to
 read there, with no question asked. And `covered` is the moment (by our clock) of the newest position of the primary
 that the replica is known to have applied: all that was committed before is there. So its lag is at most the time since
 then, whoever's clock goes wrong, on an idle primary too, and when nobody looked for long.
+
+After a failover a replica may have more of the old primary than the new one has. It follows nobody then, and is left
+alone until it was made anew.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -55,6 +58,7 @@ class Replica:
         """Nothing is known, as after a fork."""
         self._lock = threading.Lock()
         self.mark: Position | None = None
+        self._answered = 0.0  # when it told the mark
         self.covered: float | None = None
         self.out_until = 0.0
         self.probes = 0
@@ -91,9 +95,10 @@ class Replica:
             copy = self._copies[bind] = self.engine.execution_options(**bind.get_execution_options())
         return copy
 
-    def ask(self, samples: Iterable[Sample] = ()) -> bool:
-        """Ask how far it is, and note it, also with what is known of the primary. Whether it answered."""
+    def ask(self) -> bool:
+        """Ask how far it is, and note it. Whether it answered."""
         self.probes += 1
+        began = monotonic()
         try:
             mark = applied(self._asking, self._config.probe_timeout)
         except PoolExhausted:
@@ -104,15 +109,35 @@ class Replica:
         except Exception as error:  # drivers have some of their own when a socket is cut
             self._take_out(error)
             return False
-        seen = [at for at, position in samples if covers(mark, position)]
+        answered = monotonic()
         with self._lock:
-            if not self._goes_back(mark) and self.covered is not None:
-                seen.append(self.covered)
-            self.mark, self.covered = mark, max(seen, default=None)
+            if self._goes_back(mark):
+                if began < self._answered:  # another answer has overtaken this one
+                    return True
+                self.covered = None
+            self.mark, self._answered = mark, answered
         return True
 
+    def compare(self, samples: Sequence[Sample], again: Callable[[], Position | None]) -> None:
+        """Note how far behind it is, by the `samples` of the primary; `again` asks that once more, if it answers."""
+        mark = self.mark
+        if mark is None or not samples:
+            return
+        if mark.strays(samples[-1][1]):  # or it has what came after that sample
+            primary = again()
+            if primary is not None and mark.strays(primary):
+                self._take_out(f"it is at {mark}, and does not follow the primary, which is at {primary}")
+                return
+        seen = [at for at, position in samples if covers(mark, position)]
+        with self._lock:
+            if self.mark is None or not covers(self.mark, mark):
+                return  # it has gone back in the meantime
+            if self.covered is not None:
+                seen.append(self.covered)
+            self.covered = max(seen, default=None)
+
     def _goes_back(self, mark: Position) -> bool:
-        """Whether it has less than it was seen to have. Or an answer came late: then it is only asked once more."""
+        """Whether it has less than it was seen to have."""
         return self.mark is not None and not covers(mark, self.mark)
 
     def _take_out(self, reason: object) -> None:
@@ -145,7 +170,7 @@ class Replica:
             logger.warning("%s has gone back to %s: it was restarted, or is several servers", self.name, mark)
         request = current.get()
         if request is not None and request.stand_in:  # it was chosen by what was known
-            request.database_failed(Failure.DISCONNECT, committing=False)
+            request.database_failed(Failure.DISCONNECT, committing=False, replica=True)
             raise DatabaseUnavailable(None, None, ConnectionError(f"{self.name} is not what it was"))
 
     def _on_error(self, context: ExceptionContext) -> None:
@@ -153,6 +178,3 @@ class Replica:
         failure = failures.classify(context.original_exception, connecting=connecting)
         if failure in _GONE or context.is_disconnect:
             self._take_out(context.original_exception)
-            request: Any = current.get()
-            if request is not None:
-                request.stand_in = True

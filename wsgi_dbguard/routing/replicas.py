@@ -84,7 +84,7 @@ class Replicas:
         self._variable = "HTTP_" + self.config.header.upper().replace("-", "_")
         self.reset()
         watch(primary)
-        registry.standbys.update(each.dialect for each in replicas)
+        registry.standbys.update((each.dialect, self.config.probe_timeout) for each in replicas)
         _groups[primary.dialect] = ref(self)
         _all.add(self)
         if _arrive not in request.arrivals:
@@ -228,7 +228,7 @@ class Replicas:
         pause = 0.001
         while True:
             for each in random.sample(usable, len(usable)):
-                if each.ask(list(self._samples)) and each.has(position):
+                if each.ask() and each.has(position):
                     if pause > 0.001:
                         self.count("waited")
                     return each
@@ -245,18 +245,23 @@ class Replicas:
         if now < self._next_check or not self._checking.acquire(blocking=False):
             return
         try:
-            # An older sample will do; and whoever needs the primary will tell what is wrong.
-            with suppress(Exception):
-                self._samples.append((now, written(self.asking, self.config.probe_timeout)))
-            samples = list(self._samples)
+            position = self._position()
+            if position is not None:  # an older sample will do
+                self._samples.append((now, position))
             for each in self.replicas:
-                if not each.is_out(now):
-                    each.ask(samples)
+                if not each.is_out(now) and each.ask():
+                    each.compare(self._samples, self._position)
             done = monotonic()
             soon = any(not each.usable(done) and not each.is_out(done) for each in self.replicas)
             self._next_check = done + (min(_SOON, self.config.check_every) if soon else self.config.check_every)
         finally:
             self._checking.release()
+
+    def _position(self) -> Position | None:
+        """How far the primary is; None where it does not answer: whoever needs it will tell what is wrong."""
+        with suppress(Exception):
+            return written(self.asking, self.config.probe_timeout)
+        return None
 
 
 def _arrive(request: Request, environ: dict[str, Any]) -> None:

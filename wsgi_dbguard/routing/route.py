@@ -10,7 +10,6 @@ from weakref import WeakSet
 from sqlalchemy import RootTransaction
 
 from wsgi_dbguard.request import Request
-from wsgi_dbguard.transactions import hides
 
 from .servers import PoolExhausted, written
 from .tokens import Token
@@ -27,7 +26,7 @@ logger = logging.getLogger(__name__)
 class Route:
     """What is known of one attempt. `texts` are the tokens that came with it."""
 
-    __slots__ = ("_unfinished", "decided", "group", "https", "primary", "replica", "texts", "unseen", "wrote")
+    __slots__ = ("_unfinished", "decided", "group", "https", "primary", "replica", "texts", "wrote")
 
     def __init__(self, group: Replicas, texts: list[str], *, https: bool) -> None:
         self.group = group
@@ -38,10 +37,9 @@ class Route:
         self.primary = False  # from now on nothing but the primary
         self.wrote = False  # or may have
         self._unfinished: WeakSet[RootTransaction] | None = None  # of the primary, in which it wrote
-        self.unseen = 0  # connections of the primary taken past SQLAlchemy's Connection: statements not to be seen
 
     def writes(self, transaction: RootTransaction | None) -> None:
-        """The primary is told something that may write; in `transaction`, unless it plainly reads all the same."""
+        """Something happens at the primary that may write; in `transaction`, if that is known."""
         self.wrote = True
         if transaction is not None:
             if self._unfinished is None:  # most requests never write, and a WeakSet takes a while to make
@@ -52,11 +50,10 @@ class Route:
         self, request: Request, headers: list[tuple[str, str]], *, failed: bool = False
     ) -> list[tuple[str, str]]:
         """The headers, about to leave, with the new position if the request may have written."""
-        # Nobody asks a database that has just failed.
-        if not (request.in_doubt or (request.commits if failed else self._may_have_written(request))):
+        if not self.wrote or (failed and not request.in_doubt and not request.commits):
             return headers
         config = self.group.config
-        text = self.group.tokens.dump(self._token(request, failed).join(self.group.tokens.load(self.texts)))
+        text = self.group.tokens.dump(self._token(request, failed).after(self.group.tokens.load(self.texts)))
         if text is None:  # too long for a cookie
             text = self.group.tokens.dump(self._pin())
         assert text is not None
@@ -64,13 +61,9 @@ class Route:
         cookie = f"{config.cookie}={text}; Max-Age={int(config.lifetime)}; Path=/; HttpOnly; SameSite=Lax"
         return [*headers, ("Set-Cookie", f"{cookie}; Secure" if secure else cookie), (config.header, text)]
 
-    def _may_have_written(self, request: Request) -> bool:
-        if self.wrote or self.unseen > 0:
-            return True
-        return request.commits > 0 and hides(self.group.primary.dialect)
-
     def _token(self, request: Request, failed: bool) -> Token:
-        if request.in_doubt or failed or self._goes_on():
+        # Nobody asks a database that has just failed. And what is committed after this has no position yet.
+        if request.in_doubt or failed or request.streams or self._goes_on():
             return self._pin()
         try:
             return Token(written(self.group.asking, self.group.config.probe_timeout))

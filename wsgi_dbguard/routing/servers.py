@@ -5,9 +5,11 @@ request no more than that. Nothing of it counts as the request's own.
 
 * PostgreSQL's primary: the insert position. With ``synchronous_commit = off`` the positions of write and flush are
   behind the commit that was answered. A replica that was promoted tells a replay position that never moves again, so
-  it is asked whether it is one.
-* MariaDB: ``gtid_binlog_pos`` of the primary, ``gtid_slave_pos`` of the replica. Never MASTER_GTID_WAIT: on a server
-  that replicates nothing it waits for ever.
+  it is asked whether it is one. A standby's timeline is told by its receiver, but only to members of
+  ``pg_read_all_stats``; otherwise by its control file, where a new one stands after the next restartpoint at the latest
+  (``checkpoint_timeout``). Neither is ahead of what it replays.
+* MariaDB: ``gtid_binlog_pos`` of the primary, ``gtid_slave_pos`` of the replica, with ``gtid_binlog_state`` for what
+  former primaries wrote. Never MASTER_GTID_WAIT: on a server that replicates nothing it waits for ever.
 * MySQL: ``gtid_executed`` of both.
 """
 
@@ -29,14 +31,17 @@ __all__ = ["NotReplicating", "PoolExhausted", "applied", "applied_by", "has_room
 
 _KINDS: dict[str, type[Position]] = {"postgresql": Lsn, "mariadb": MariaDBGtids, "mysql": MySQLGtids}
 _WRITTEN = {
-    Lsn: "SELECT pg_current_wal_insert_lsn()::text, current_setting('wal_block_size'),"
-    " pg_size_bytes(current_setting('wal_segment_size'))",
+    # A log file's name begins with its timeline.
+    Lsn: "SELECT pg_current_wal_insert_lsn() || '/' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8),"
+    " current_setting('wal_block_size'), pg_size_bytes(current_setting('wal_segment_size'))",
     MariaDBGtids: "SELECT @@global.gtid_binlog_pos",
     MySQLGtids: "SELECT @@global.gtid_executed",
 }
 _APPLIED = {
-    Lsn: "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()::text END",
-    MariaDBGtids: "SELECT @@global.gtid_slave_pos",
+    Lsn: "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() || '/' || upper(to_hex(coalesce("
+    "(SELECT received_tli FROM pg_stat_wal_receiver), (SELECT greatest(timeline_id, min_recovery_end_timeline)"
+    " FROM pg_control_checkpoint(), pg_control_recovery())))) END",
+    MariaDBGtids: "SELECT @@global.gtid_slave_pos, @@global.gtid_binlog_state",
     MySQLGtids: "SELECT @@global.gtid_executed",
 }
 
@@ -73,7 +78,7 @@ def written(engine: Engine, timeout: float) -> Position:
 def applied(engine: Engine, timeout: float) -> Position:
     """How far a replica is: what it has applied, so that a snapshot taken from now on shows it. Raises as `written`."""
     kind, row = _ask(engine, _APPLIED, timeout)
-    return _position(kind, row[0])
+    return _replayed(kind, row)
 
 
 def applied_by(engine: Engine, connection: Any) -> Position:
@@ -86,6 +91,12 @@ def applied_by(engine: Engine, connection: Any) -> Position:
     finally:
         cursor.close()
     connection.rollback()
+    return _replayed(kind, row)
+
+
+def _replayed(kind: type[Position], row: Any) -> Position:
+    if kind is MariaDBGtids and row[0]:
+        return MariaDBGtids.applied(*row)
     return _position(kind, row[0])
 
 

@@ -8,15 +8,16 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
+from weakref import ref
 
 from sqlalchemy import Connection, Engine, event
-from sqlalchemy.orm import ORMExecuteState, Session
+from sqlalchemy.orm import FromStatement, ORMExecuteState, Session
 from sqlalchemy.sql import visitors
-from sqlalchemy.sql.elements import TextClause
+from sqlalchemy.sql.elements import ColumnClause, TextClause
 from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.sql.selectable import ForUpdateArg
+from sqlalchemy.sql.selectable import ForUpdateArg, TextualSelect
 
-from wsgi_dbguard.request import current
+from wsgi_dbguard.request import Request, current
 from wsgi_dbguard.transactions import only_reads
 
 from .replicas import group_of
@@ -24,6 +25,7 @@ from .replicas import group_of
 __all__ = ["OPTION", "RoutingSession", "primary"]
 
 OPTION = "dbguard_primary"
+_CACHED_LENGTH = 4096  # characters: longer texts are not worth their memory
 
 _by_hand: ContextVar[bool] = ContextVar("wsgi_dbguard.routing.primary", default=False)
 # They write, or lock what a replica's lock does not protect.
@@ -40,7 +42,9 @@ _LOCKS = re.compile(
 
 @contextmanager
 def primary() -> Iterator[None]:
-    """In this block, and in a function that it decorates, sessions have the primary. ::
+    """In this block, and in a function that it decorates, sessions have the primary.
+
+    A session that was used in it stays there until the request ends: what it has loaded may not be on a replica yet. ::
 
     with primary():
         stock = session.scalar(select(Item.stock))
@@ -59,8 +63,11 @@ class RoutingSession(Session):
     that has a `get_bind` belongs behind it: ``class MySession(RoutingSession, BaseSession)``. For Flask-SQLAlchemy
     ``SQLAlchemy(session_options={"class_": RoutingSession})`` is enough.
 
-    The execution option ``dbguard_primary=True`` sends one statement to the primary.
+    The execution option ``dbguard_primary=True`` sends one statement to the primary, and what the session reads after
+    it in the same request. A two-phase session has nothing but the primary.
     """
+
+    _stays: ref[Request] | None = None  # with the primary, in this request
 
     def __new__(cls, *args: Any, **keywords: Any) -> RoutingSession:
         # Flask-SQLAlchemy gives its sessions the extension. They are a class of its own, with a get_bind.
@@ -78,11 +85,16 @@ class RoutingSession(Session):
         if group is None:
             return found
         assert isinstance(found, Engine)
+        if self.twophase:  # a standby refuses to prepare
+            return found
         if by_hand or _by_hand.get() or _asks_for_primary(clause):
+            self._stays = ref(request)
             return found
         # Without a clause it is a flush, or the user's: Session.connection().
         if request.safe and (clause is None or writes(clause)):
             group.write(request, "wrote")
+            return found
+        if self._stays is not None and self._stays() is request:
             return found
         return group.choose(request, found)
 
@@ -99,8 +111,12 @@ def writes(clause: Any) -> bool:
     return any(_is_sign(each) for each in visitors.iterate(clause))
 
 
-@lru_cache(maxsize=512)
 def _text_writes(text: str) -> bool:
+    return _judged(text) if len(text) <= _CACHED_LENGTH else _judged.__wrapped__(text)
+
+
+@lru_cache(maxsize=512)
+def _judged(text: str) -> bool:
     return not only_reads(text) or _LOCKS.search(text) is not None
 
 
@@ -109,8 +125,13 @@ def _is_sign(element: Any) -> bool:
         return True
     if isinstance(element, FunctionElement):
         return _FUNCTION.fullmatch(getattr(element, "name", "")) is not None
+    if isinstance(element, TextualSelect | FromStatement):  # text that is a whole statement
+        whole: Any = element.element
+        return isinstance(whole, TextClause) and _text_writes(whole.text)
     if isinstance(element, TextClause):  # a part of a statement
         return _LOCKS.search(element.text) is not None
+    if isinstance(element, ColumnClause) and element.is_literal:
+        return _LOCKS.search(element.name) is not None
     return False
 
 

@@ -38,6 +38,10 @@ class Token:
             position = position.join(other.position)
         return Token(position, max(self.pinned, other.pinned))
 
+    def after(self, earlier: Token) -> Token:
+        """This one, made later: its position takes the place of the earlier one, which the primary had, or has lost."""
+        return Token(self.position or earlier.position, max(self.pinned, earlier.pinned))
+
 
 class Tokens:
     """Signs and reads. `secret`: one, or several with the newest first: it signs, all are taken.

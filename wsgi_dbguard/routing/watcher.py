@@ -1,15 +1,15 @@
 """What happens at the primary, by whatever way: a request that writes there has a position to tell its client.
 
 Sessions tell of a write before it is sent (`session.writes`), to leave the replica in time. Here it is heard of as it
-is sent, also by a Core connection. Of a connection taken past SQLAlchemy's Connection the statements are not to be
-seen: it counts as a write.
+is sent, also by a Core connection. What is sent on a driver's own cursor is not to be seen: so a connection taken past
+SQLAlchemy's Connection counts as a write, and in a request that is not safe each connection does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, RootTransaction
 from sqlalchemy.engine import Dialect
 
 from wsgi_dbguard import transactions
@@ -25,7 +25,7 @@ def watch(primary: Engine) -> None:
     transactions.watch(primary)
     if _on_write not in transactions.sent:
         transactions.sent.append(_on_write)
-        transactions.taken.append(_on_taken)
+        transactions.unseen.append(_note)
 
 
 def _routes(request: Request, dialect: Dialect) -> Iterator[Route]:
@@ -37,18 +37,14 @@ def _routes(request: Request, dialect: Dialect) -> Iterator[Route]:
 
 
 def _on_write(request: Request, connection: Connection, reads: bool) -> None:
-    if request.safe and reads:
-        return
-    routes = list(_routes(request, connection.dialect))
-    if not routes:
-        return
     # In a request that is not safe a function that a SELECT calls may write.
-    routes[0].group.write(request, "wrote" if request.safe else "unsafe")
-    transaction = None if reads else connection.get_transaction()
+    if not request.safe or not reads:
+        _note(request, connection.dialect, None if reads else connection.get_transaction())
+
+
+def _note(request: Request, dialect: Dialect, transaction: RootTransaction | None = None) -> None:
+    routes = list(_routes(request, dialect))
+    if routes:
+        routes[0].group.write(request, "wrote" if request.safe else "unsafe")
     for route in routes:
         route.writes(transaction)
-
-
-def _on_taken(request: Request, dialect: Dialect) -> None:
-    for route in _routes(request, dialect):
-        route.unseen += 1

@@ -27,6 +27,7 @@ class Trouble(StrEnum):
     CRASHED = "crashed"  # it said goodbye, since another of its processes crashed
     ENDED = "ended"  # it said goodbye: killed by an administrator, or idle for too long
     SILENT = "silent"  # no answer in time
+    STUCK = "stuck"  # it let a new connection in, and did not answer its statement in time
     UNREACHABLE = "unreachable"  # no route, no such name
     BROKEN = "broken"  # the connection ended without a word
     AWAY = "away"  # not tried: the pool's guard knows that the database is away

@@ -12,6 +12,7 @@ Example::
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from contextlib import ExitStack
 from typing import Any, Self
 
 from sqlalchemy import Executable, Table, insert, literal, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
 from wsgi_dbguard import failures
 from wsgi_dbguard.failures import Failure
@@ -35,7 +36,11 @@ __all__ = ["Heart", "Round"]
 
 Round = Sequence[Beat]
 
-_LOGIN = ("pg_hba.conf", 'role "')  # what libpq says without a code
+# What drivers say, most of them without a code, of a login, an option, or TLS that will not be taken later either.
+_LASTING = re.compile(
+    r'pg_hba\.conf|role "|certificate|SSL (was|is) required|invalid \w+ value|invalid value for parameter'
+    "|unrecognized configuration parameter"
+)
 _GRACE = 1.0  # seconds beyond the timeout: a beat that was cut tells so itself, unless its driver cannot be cut
 _FAREWELL = 10.0  # seconds, at least, in which the table is to be dropped
 _PAUSE = 0.25  # seconds between two attempts to drop the table
@@ -45,7 +50,7 @@ class Heart:
     """Beats in a ``with`` block; `interval` and `timeout` are in seconds.
 
     `table` is the name of the table, None when it only reads; `notes` says why, and what else is worth knowing;
-    `left_behind` is the table that could not be dropped, or was to be kept.
+    `left_behind` is the table as long as it is there: in the end one that could not be dropped, or was to be kept.
     """
 
     def __init__(
@@ -63,7 +68,6 @@ class Heart:
         self.keep = keep
         self.beats: list[Beat] = []
         self.notes: list[str] = []
-        self.left_behind: str | None = None
         self._table: Table | None = None if read_only else make_table()
         self._to_drop: Table | None = None
         self._stack = ExitStack()
@@ -71,6 +75,10 @@ class Heart:
     @property
     def table(self) -> str | None:
         return None if self._table is None else self._table.name
+
+    @property
+    def left_behind(self) -> str | None:
+        return None if self._to_drop is None else self._to_drop.name
 
     def __enter__(self) -> Self:
         """Raises CannotWatch when there is nothing to watch: no driver, a refused password, no such database."""
@@ -141,7 +149,7 @@ class Heart:
                 if self._table is not None:
                     self._to_drop = self._table  # now: a failure may come after the deed
                     self._table.create(connection, checkfirst=False)
-        except SQLAlchemyError as error:
+        except Exception as error:
             if not opened and _is_hopeless(error):
                 raise CannotWatch(f"cannot connect: {self.target.line(error)}") from None
             trouble = trouble_of(error, expired=deadline.expired, connecting=not opened, timeout=self.timeout)
@@ -158,17 +166,14 @@ class Heart:
     def _clean(self) -> None:
         """Drop the table, trying for a while where the database is away."""
         table = self._to_drop
-        if table is None:
-            return
-        if self.keep:
-            self.left_behind = table.name
+        if table is None or self.keep:
             return
         ended = threading.Event()
         thread = threading.Thread(target=self._drop, args=(table, ended), name="watch drop", daemon=True)
         thread.start()
         thread.join(max(self.timeout, _FAREWELL) + self.timeout + _GRACE)
-        if not ended.is_set():
-            self.left_behind = table.name
+        if ended.is_set():
+            self._to_drop = None
 
     def _drop(self, table: Table, ended: threading.Event) -> None:
         until = time.monotonic() + max(self.timeout, _FAREWELL)
@@ -177,13 +182,17 @@ class Heart:
                 with self._fresh.bounded(), self._fresh.engine.connect() as connection:
                     table.drop(connection, checkfirst=True)
                 ended.set()
-            except SQLAlchemyError:
+            except Exception:  # a driver may raise what is its own, or the system's
                 if time.monotonic() >= until:
                     return
                 time.sleep(_PAUSE)
 
 
 def _is_hopeless(error: BaseException) -> bool:
-    """Whether waiting does not help: a refused login, a database that is not there."""
-    lasting = failures.classify(error, connecting=True) is not Failure.UNAVAILABLE or not failures.may_pass(error)
-    return lasting or any(words in str(error) for words in _LOGIN)
+    """Whether waiting does not help: a refused login, a database that is not there, an argument that is none."""
+    original = (error.orig or error) if isinstance(error, DBAPIError) else error
+    if isinstance(original, FileNotFoundError):  # of a certificate; of a socket it is told as the driver's own error
+        return True
+    if not isinstance(original, OSError) and failures.classify(error, connecting=True) is not Failure.UNAVAILABLE:
+        return True
+    return not failures.may_pass(original) or _LASTING.search(str(original)) is not None

@@ -36,6 +36,8 @@ _WORDS: tuple[tuple[Trouble, re.Pattern[str]], ...] = tuple(
         (Trouble.UNREACHABLE, "host name|unknown host|name or service not known|name resolution|nodename nor servname"),
         (Trouble.SILENT, "timed out|timeout expired"),
         (Trouble.ANSWERED, r"\bFATAL:"),
+        # PgBouncer's, as 08P01 to a client that it has let in.
+        (Trouble.ANSWERED, "server login has been failing|cannot connect to server|query_wait_timeout"),
     )
 )
 # The system's words, which MariaDB's connector tells with a number that says nothing.
@@ -60,7 +62,7 @@ def trouble_of(
     expired: the connection was cut when the time was up, so the error is our own doing. connecting: it came while a
     connection was opened; then `address` is asked for up to `timeout` seconds, where nothing else tells.
     """
-    if isinstance(error, DatabaseUnavailable):
+    if isinstance(error, DatabaseUnavailable) and error.__cause__ is None:  # else it is what an attempt met
         return Trouble.AWAY
     if expired:
         return Trouble.SILENT

@@ -1,6 +1,6 @@
 """Whose fault was it? A pure function of the beats.
 
-* The server: it restarted, refused everybody, or said itself that it cannot.
+* The server: it restarted, refused everybody, said itself that it cannot, or let people in and answered none of them.
 * The network: new connections got no answer, no route, or broke, and the server ran on.
 * The client (its pool): new connections worked all the time, and only ones that were kept open were dead.
 
@@ -64,7 +64,11 @@ def verdict(beats: Sequence[Beat]) -> Verdict:
     crashed = [beat for beat in beats if beat.trouble is Trouble.CRASHED]
     said = [beat for beat in beats if beat.trouble in _SAID]
     refused = [beat for beat in tried if beat.trouble is Trouble.REFUSED]
-    lost = [beat for beat in tried if beat.trouble in _LOST]
+    # A network that is slow takes longest for new connections: then the others get their answers.
+    answered = {beat.number for beat in beats if beat.trouble is None}
+    stuck = [beat for beat in tried if beat.trouble is Trouble.STUCK and beat.number not in answered]
+    slow = [beat for beat in tried if beat.trouble is Trouble.STUCK and beat.number in answered]
+    lost = [*(beat for beat in tried if beat.trouble in _LOST), *slow]
     restarted = _restart(fresh)
     ran_on = restarted is None and _ran_on(fresh, [*refused, *lost])
     reasons: list[str] = []
@@ -75,8 +79,8 @@ def verdict(beats: Sequence[Beat]) -> Verdict:
     elif crashed:
         fault = Fault.SERVER
         reasons.append(f"one of the server's processes crashed {_when(crashed[0].at)}, and all others with it")
-    elif said or refused or lost:
-        against_server = len(said) + (0 if ran_on else len(refused))
+    elif said or stuck or refused or lost:
+        against_server = len(said) + len(stuck) + (0 if ran_on else len(refused))
         against_network = len(lost) + (len(refused) if ran_on else 0)
         fault = Fault.SERVER if against_server >= against_network else Fault.NETWORK
         if ran_on and fault is Fault.NETWORK:
@@ -86,10 +90,13 @@ def verdict(beats: Sequence[Beat]) -> Verdict:
         reasons.append("only connections that had been open before were dead: what keeps connections has to check them")
     if said:
         reasons.append(f"the server answered with an error, {_counted(said, all_of=len(beats))}")
+    if stuck:
+        told = _counted(stuck, all_of=len(tried))
+        reasons.append(f"the server let new connections in, and did not answer their statements, {told}")
     if refused:
         who = "a proxy or firewall refused new connections" if ran_on else "nobody listened at the address"
         reasons.append(f"{who}, {_counted(refused, all_of=len(tried))}")
-    reasons += _lost_lines(lost, fault, all_of=len(tried))
+    reasons += _lost_lines(lost, fault, ran_on=ran_on, all_of=len(tried))
     reasons += _fresh_lines(fresh, fault)
     reasons += _kept_lines(beats, fault)
     reasons += _pool_lines(beats)
@@ -131,7 +138,7 @@ def _is_attempt(beat: Beat) -> bool:
     Of a failed beat over the pool that is certain only where nothing but opening a connection can end so.
     """
     if beat.way is Way.POOL:
-        return beat.trouble in (Trouble.REFUSED, Trouble.UNREACHABLE)
+        return beat.trouble in (Trouble.REFUSED, Trouble.UNREACHABLE, Trouble.STUCK)
     return beat.way is Way.FRESH or not beat.held
 
 
@@ -160,10 +167,11 @@ def _counted(beats: Sequence[Beat], *, all_of: int) -> str:
     return f"{len(beats)} of {all_of}, first {_when(first.at)}: {first.error or first.trouble}"
 
 
-def _lost_lines(lost: Sequence[Beat], fault: Fault, *, all_of: int) -> list[str]:
+def _lost_lines(lost: Sequence[Beat], fault: Fault, *, ran_on: bool, all_of: int) -> list[str]:
     lines = []
     for trouble, words in (
         (Trouble.SILENT, "new connections got no answer in time"),
+        (Trouble.STUCK, "new connections were slower than they may be, and others were not"),
         (Trouble.UNREACHABLE, "the address could not be reached"),
         (Trouble.BROKEN, "new connections broke off without a word"),
     ):
@@ -172,6 +180,8 @@ def _lost_lines(lost: Sequence[Beat], fault: Fault, *, all_of: int) -> list[str]
             lines.append(f"{words}, {_counted(chosen, all_of=all_of)}")
     if fault is Fault.NETWORK and any(beat.trouble is Trouble.SILENT for beat in lost):
         lines.append("a host that is frozen or off is as silent: to tell, watch from the server's own host as well")
+    if fault is Fault.NETWORK and not ran_on and any(beat.trouble is Trouble.BROKEN for beat in lost):
+        lines.append("a proxy that has no server to pass them on to breaks connections off too: watch past it as well")
     return lines
 
 
@@ -190,9 +200,12 @@ def _fresh_lines(fresh: Sequence[Beat], fault: Fault) -> list[str]:
 
 def _kept_lines(beats: Sequence[Beat], fault: Fault) -> list[str]:
     kept = [beat for beat in beats if beat.way is Way.KEPT]
-    died = [beat for beat in kept if beat.held and beat.trouble is not None]
-    if not died:
+    failed = [beat for beat in kept if beat.held and beat.trouble is not None]
+    died = [beat for beat in failed if beat.trouble is Trouble.CRASHED or beat.trouble not in _SAID]
+    if not failed:
         return ["the connection that was kept open lived on"] if any(beat.held for beat in kept) else []
+    if not died:
+        return [f"beats over the connection that was kept open failed, {_counted(failed, all_of=len(kept))}"]
     lines = [f"the connection that was kept open died, {_counted(died, all_of=len(kept))}"]
     if fault is Fault.CLIENT and any(beat.trouble is Trouble.SILENT for beat in died):
         lines.append("it died in silence: a firewall, NAT or balancer on the way may forget connections")

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 __all__ = ["figures", "line", "screen", "verdict_text"]
 
 ABOUT = {
-    Way.FRESH: "opened for each beat",
+    Way.FRESH: "opened each time",
     Way.KEPT: "one, kept open",
     Way.POOL: "a guarded pool",
 }
 _ORDER = (Way.FRESH, Way.KEPT, Way.POOL)
 _BARS = "▁▂▃▄▅▆▇█"
 _MARGIN = 8  # columns beside the chart: the name of the way
+_WIDE = 80  # columns; in fewer the table has the names of the ways only
 _ERRORS = 3  # the last ones, below the chart
 
 
@@ -76,14 +77,15 @@ def screen(beats: Sequence[Beat], *, title: str, width: int) -> RenderableType:
     from rich.text import Text
 
     table = Table(title=Text(title, overflow="ellipsis", no_wrap=True), title_justify="left", expand=False)
-    table.add_column("Way")
+    table.add_column("Way", no_wrap=True, min_width=max(map(len, _ORDER)))
     for name in ("Beats", "Failed", "Last", "Median", "Slowest"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for way in _ORDER:
         told = figures(beats, way)
         failed = f"[{'red' if told['failed'] else 'green'}]{told['failed']}[/]"
         times = ["" if told[key] is None else f"{told[key]:.1f} ms" for key in ("last_ms", "median_ms", "slowest_ms")]
-        table.add_row(escape(f"{way}: {ABOUT[way]}"), str(told["beats"]), failed, *times)
+        about = f"{way}: {ABOUT[way]}" if width >= _WIDE else way.value
+        table.add_row(escape(about), str(told["beats"]), failed, *times)
     room = max(width - _MARGIN - 1, 10)
     highest = max((beat.took for beat in _last(beats, room) if beat.trouble is None), default=0.0)
     parts: list[RenderableType] = [table]

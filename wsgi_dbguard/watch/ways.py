@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any
 
@@ -26,6 +26,7 @@ from wsgi_dbguard.link import Link
 from wsgi_dbguard.watchdog import Deadline
 
 from .beats import Beat, Trouble, Way
+from .notices import CRASH, crash, notices_of
 from .target import Target
 from .troubles import trouble_of
 
@@ -63,17 +64,22 @@ class OneWay:
         self.timeout = timeout
         self._begun = begun
         self._link: Link | None = None
+        self._heard: Collection[object] = ()
         self.engine: Engine = target.engine(**options)
         event.listen(self.engine, "connect", self._on_connect, insert=True)
         event.listen(self.engine, "do_connect", self._before_connect)
 
     def _on_connect(self, connection: Any, entry: ConnectionPoolEntry) -> None:
         self._link = registry.link_of(connection, entry)
+        self._heard = notices_of(connection)
 
     def _before_connect(self, dialect: Any, entry: Any, args: Any, keywords: dict[str, Any]) -> None:
         self._link = None
         if dialect.driver in _NAMED and not args and "PGAPPNAME" not in os.environ:
             keywords.setdefault("application_name", f"wsgi-dbguard watch {self.way}")
+        if dialect.driver == "psycopg":
+            # PgBouncer gives the next transaction another backend, where the statement is not prepared, or somebody's.
+            keywords.setdefault("prepare_threshold", None)
 
     def cut(self) -> None:
         """Shut its connection down, whoever waits for it."""
@@ -122,6 +128,10 @@ class OneWay:
         took = time.monotonic() - began
         # What a driver says of a connection that was cut for it is not the matter.
         line = f"no answer within {self.timeout:g} s" if trouble is Trouble.SILENT else self.target.line(error)
+        if trouble is Trouble.BROKEN and not opening and crash(self._heard):
+            trouble, line = Trouble.CRASHED, CRASH
+        elif trouble is Trouble.SILENT and not opening and not held:
+            trouble = Trouble.STUCK
         return Beat(**told, took=took, trouble=trouble, error=line, replaced=self.replaced())
 
     # What differs

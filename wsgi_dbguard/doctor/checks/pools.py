@@ -27,16 +27,16 @@ def idle_connections(facts: Facts) -> Iterator[Finding]:
             recycle = "no pool_recycle" if engine.recycle is None else f"pool_recycle = {engine.recycle:g}"
             yield KINDS["DBG-S3-idle"](
                 seen=sentence(f"{engine_at(engine)} has {recycle}; the server's {name} is {seconds(limit)}."),
-                happens="After a quiet night the pool is full of connections that the server has closed: the first "
-                "request on each fails (server has gone away, terminating connection, SSL SYSCALL error).",
-                change=f"{WRAP} Or make the engine with pool_pre_ping=True, or pool_recycle={max(1, int(limit / 2))}.",
+                happens="After a quiet night the pool is full of connections that the server has closed, and the first "
+                "request on each of them fails (server has gone away, terminating connection, SSL SYSCALL error).",
+                change=f"{WRAP}Or: make the engine with pool_pre_ping=True, or pool_recycle={max(1, int(limit / 2))}.",
             )
         else:
             yield KINDS["DBG-S1-unchecked"](
                 seen=sentence(f"{engine_at(engine)} has neither the guard nor pool_pre_ping."),
-                happens="When the server restarts, or a firewall drops connections, each that lies in a pool fails one "
-                "request: 500s on any page, that do not repeat, from a healthy server.",
-                change=f"{WRAP} Or make the engine with pool_pre_ping=True.",
+                happens="When the server restarts, or a firewall drops connections, those in the pool are dead, and "
+                "each fails one request: 500s on any page that do not repeat, while the server is healthy.",
+                change=f"{WRAP}Or: make the engine with pool_pre_ping=True.",
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from wsgi_dbguard.doctor.facts import Facts
+from wsgi_dbguard.doctor.facts import Facts, SessionFacts
 from wsgi_dbguard.doctor.kinds import KINDS, Finding
 
 from .words import listed
@@ -20,7 +20,7 @@ def shared_session(facts: Facts) -> Iterator[Finding]:
             yield KINDS["DBG-S4-closed"](
                 seen=f"{name} made at {session.made_at or 'an unknown line'}; it is closed, and no function names it.",
                 happens="Nothing, as long as no request uses it: one Session for all of them would be shared.",
-                change="There: del, or a function around it.",
+                change=f"{_at(session)}: del, or a function around it.",
             )
             continue
         open_now = ", in a transaction already" if session.in_transaction else ""
@@ -30,9 +30,13 @@ def shared_session(facts: Facts) -> Iterator[Finding]:
             happens="After one lost connection every request fails with \"Can't reconnect until invalid transaction is "
             "rolled back\"; threads use it at once and see, commit and roll back each other's work."
             + (f" {healed}" if facts.app.guard is not None else ""),
-            change="There: scoped_session(sessionmaker(engine)), with remove() at the end of each request; or a "
-            "Session in the view.",
+            change=f"{_at(session)}: scoped_session(sessionmaker(engine)), with remove() at the end of each request.\n"
+            "Or: make a Session in each view.",
         )
+
+
+def _at(session: SessionFacts) -> str:
+    return f"At {session.made_at}" if session.made_at else "There"
 
 
 def replica_reads(facts: Facts) -> Iterator[Finding]:
@@ -49,13 +53,13 @@ def replica_reads(facts: Facts) -> Iterator[Finding]:
             yield kind(
                 seen=f"{maker.class_name}, of the sessionmaker at {maker.made_at or 'an unknown line'}, has a get_bind "
                 f"of its own{expires}; a replica: {replicas}.",
-                happens="An attribute that is read just after a commit is asked of the replica, which has not got the "
-                "row yet: ObjectDeletedError; and the page that the client is sent to says 404."
+                happens="An attribute that is read just after a commit is read from the replica, which may not have "
+                "the row yet: ObjectDeletedError. And the page that the client is redirected to says 404."
                 if maker.expires
                 else "What a client has just written is not there yet when its next request reads from the replica: "
                 "404, or yesterday's values.",
-                change="Derive it from wsgi_dbguard.routing.RoutingSession instead, with Replicas(primary, [replica], "
-                "secret=…).",
+                change=f"Derive {maker.class_name} from wsgi_dbguard.routing.RoutingSession, without a get_bind of its "
+                "own, and make Replicas(primary, [replica]) with a secret of yours beside it.",
             )
 
 

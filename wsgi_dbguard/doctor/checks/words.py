@@ -8,7 +8,7 @@ from wsgi_dbguard.doctor.facts import EngineFacts, ServerFacts
 
 __all__ = ["WRAP", "count", "engine_at", "hooks_line", "listed", "seconds", "sentence"]
 
-WRAP = "In wsgi.py: application = DBGuard(application)."
+WRAP = "In wsgi.py: from wsgi_dbguard import DBGuard\napplication = DBGuard(application)\n"
 _MOST = 5  # names in a sentence
 
 

@@ -1,0 +1,133 @@
+"""What the guard costs, beside everything else that keeps connections alive, on this machine::
+
+    .ci/venv python tests/benchmarks/run.py             # some twenty minutes
+    .ci/venv python tests/benchmarks/run.py --quick     # two
+    .ci/venv python tests/benchmarks/run.py --only checkouts --only growth --json figures.json
+
+All contenders run in one process and in turns (how time is taken: measuring.py); under servers, each has a server of
+its own and they are loaded in turns. Ratios come first, as they hold on other machines too; then medians with the
+quartiles around them. On a machine that does anything else the figures are worthless: the load average is printed with
+them. At the end each goal of the project with its figure; `--profile` tells where the time goes.
+
+What is missing is told and skipped: wrk, MariaDB and mysqlclient come from Debian (``apt-get install wrk``;
+``.ci/venv pytest --version`` installs the others).
+
+Exit code 0, also when a goal is missed; 1 if a contender did not work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import profiles
+from measuring import FULL, QUICK, SMOKE, Goal, Report, Row
+from rich.console import Console
+from rich.table import Table
+
+from wsgi_dbguard.lab.servers import APPS
+
+PARTS = ("checkouts", "growth", "workers", "served", "idempotent")
+VERSIONS = ("sqlalchemy", "psycopg2-binary", "psycopg", "psycopg-pool", "dbutils", "pymysql", "gunicorn", "pyuwsgi")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, delays, servers: two minutes")
+    parser.add_argument("--smoke", action="store_true", help="as little as possible: whether it runs at all")
+    parser.add_argument("--only", action="append", choices=PARTS, help="this part; may be repeated")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--profile", action="store_true", help="and where the time goes")
+    args = parser.parse_args()
+    effort = SMOKE if args.smoke else QUICK if args.quick else FULL
+    console = Console(width=190, highlight=False)
+    report, begun, load = Report(), time.monotonic(), os.getloadavg()[0]
+    sys.path.insert(0, str(APPS))  # the contenders are there
+    for part in args.only or PARTS:
+        print(f"{time.monotonic() - begun:5.0f} s  {part}", file=sys.stderr)
+        importlib.import_module(part).run(effort, report)
+    tables: dict[str, list[Row]] = {}
+    for row in report.rows:
+        title = f"{row.what}, {row.unit}{f' ({row.clock})' if row.clock else ''}"
+        tables.setdefault(title, []).append(row)
+    for title, rows in tables.items():
+        console.print(_table(title, rows))
+    profile = profiles.run() if args.profile else {}
+    for title, lines in profile.items():
+        console.print(_profile(title, lines))
+    if report.goals:
+        console.print(_goals(report.goals))
+    for line in report.skipped:
+        console.print(f"not measured: {line}")
+    busy = f"load average before {load:.1f}" + (": the machine was busy, trust no figure" if load > 0.5 else "")
+    console.print(f"{time.monotonic() - begun:.0f} s, {busy}")
+    if args.json:
+        args.json.write_text(json.dumps(_as_dict(report, load) | {"profile": profile}, indent=1))
+
+
+def _table(title: str, rows: list[Row]) -> Table:
+    """A column for each contender: the ratio to nothing, and below it the figure and its quartiles."""
+    names = list(dict.fromkeys(name for row in rows for name in row.samples))
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(row.where, *(_cell(row, name) for name in names))
+    return table
+
+
+def _cell(row: Row, name: str) -> str:
+    if name not in row.samples:
+        return ""
+    low, high = row.spread(name)
+    figure = f"{_number(row.median(name))} [dim]{_number(low)}-{_number(high)}[/]"
+    if row.base not in row.samples:
+        return figure
+    return f"[bold]{'1' if name == row.base else f'{row.ratio(name):.2f}'} x[/]\n{figure}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _profile(title: str, lines: list[profiles.Line]) -> Table:
+    table = Table("", title=f"profile: {title}", title_justify="left")
+    for column in ("own µs", "calls"):
+        table.add_column(column, justify="right")
+    for name, own, calls in lines:
+        table.add_row(name, _number(own), f"{calls}")
+    return table
+
+
+def _goals(goals: list[Goal]) -> Table:
+    table = Table("goal", title="Goals", title_justify="left")
+    for title in ("figure", "bound", ""):
+        table.add_column(title, justify="right")
+    for goal in goals:
+        bound = f"{'at least' if goal.more else 'at most'} {goal.bound:g}"
+        table.add_row(goal.text, f"{goal.figure:.3g}", bound, "[green]met[/]" if goal.met else "[red]missed[/]")
+    return table
+
+
+def _as_dict(report: Report, load: float) -> dict[str, Any]:
+    return {
+        "rows": [row.as_dict() for row in report.rows],
+        "goals": [goal.as_dict() for goal in report.goals],
+        "not measured": report.skipped,
+        "load average before": load,
+        "machine": {"cpus": os.cpu_count(), "python": platform.python_version(), "kernel": platform.release()},
+        "versions": {name: version(name) for name in VERSIONS},
+    }
+
+
+if __name__ == "__main__":
+    main()

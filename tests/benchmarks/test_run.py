@@ -1,0 +1,38 @@
+"""The benchmarks run: every contender works, every figure is there. What they say is not for a busy machine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RUN = Path(__file__).with_name("run.py")
+CONTENDERS = {"nothing", "pool_pre_ping", "pool_recycle", "NullPool", "ping per request", "PooledDB", "guard"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_part_runs_and_has_a_figure_of_each_contender(tmp_path: Path) -> None:
+    told = tmp_path / "figures.json"
+    command = [sys.executable, str(RUN), "--smoke", "--profile", "--json", str(told)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=540)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(told.read_text())
+    rows = {(row["what"], row["where"]): set(row["contenders"]) for row in figures["rows"]}
+    assert rows["request with five checkouts", "psycopg2, loopback"] == CONTENDERS
+    assert rows["request with five checkouts", "psycopg, loopback"] == CONTENDERS | {"psycopg_pool"}
+    assert {"nothing", "guard", "floor: listener", "floor: + poll"} <= rows["checkout + checkin", "psycopg2, loopback"]
+    assert rows["in the child after a fork", "1 x 10 connections"] == {"nothing", "dispose", "guard"}
+    whats = {what for what, _ in rows}
+    assert {"import beyond sqlalchemy.orm", "gunicorn: start to first answer", "request, engines", "insert"} <= whats
+    assert "throughput" in whats or any("wrk" in line for line in figures["not measured"])
+    for row in figures["rows"]:
+        for figure in row["contenders"].values():
+            assert figure["median"] > 0
+    assert {goal["met"] for goal in figures["goals"]} <= {True, False}
+    assert "Goals" in done.stdout
+    assert len(figures["profile"]) == 4
+    assert all(figures["profile"].values())
