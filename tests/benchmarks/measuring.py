@@ -149,8 +149,9 @@ class Goal:
 
 @dataclass
 class Report:
-    """What the parts find; `skipped` says what could not be measured here, and why."""
+    """What the parts find; `skipped` says what could not be measured here, and why. `tell` hears of each row."""
 
+    tell: Callable[[str], object] = lambda line: None
     rows: list[Row] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -158,6 +159,7 @@ class Report:
     def row(self, what: str, where: str, samples: Samples, unit: str = "µs", **more: Any) -> Row:
         row = Row(what, where, unit, samples, **more)
         self.rows.append(row)
+        self.tell(f"{what}, {where}")
         return row
 
     def goal(self, text: str, figure: float, *, most: float | None = None, least: float | None = None) -> None:

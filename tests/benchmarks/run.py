@@ -49,10 +49,10 @@ def main() -> None:
     args = parser.parse_args()
     effort = SMOKE if args.smoke else QUICK if args.quick else FULL
     console = Console(width=190, highlight=False)
-    report, begun, load = Report(), time.monotonic(), os.getloadavg()[0]
+    begun, load = time.monotonic(), os.getloadavg()[0]
+    report = Report(lambda line: print(f"{time.monotonic() - begun:5.0f} s  {line}", file=sys.stderr))
     sys.path.insert(0, str(APPS))  # the contenders are there
     for part in args.only or PARTS:
-        print(f"{time.monotonic() - begun:5.0f} s  {part}", file=sys.stderr)
         importlib.import_module(part).run(effort, report)
     tables: dict[str, list[Row]] = {}
     for row in report.rows:

@@ -107,9 +107,10 @@ def _table(figures: dict[str, Any]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    caption = "Pages and orders: how many failed. Lost: orders that were answered as if done."
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
     table.add_column("Contender", no_wrap=True)
-    for title in ("Pages failed", "Orders failed", "Lost", "Wrong", "Slowest", "Connects"):
+    for title in ("Pages", "Orders", "Lost", "Wrong", "Slowest", "Connects"):
         table.add_column(title, justify="right", no_wrap=True)
     for name, found in figures["contenders"].items():
         pages, orders = found["pages"], found["orders"]
