@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pymysql
 import pytest
 from sqlalchemy import Engine, event, exc, text
@@ -301,6 +302,8 @@ def test_the_budget_is_a_tenth_of_the_requests_after_a_burst() -> None:
         (pymysql.OperationalError(2013, "Lost connection"), False),
         (pymysql.OperationalError(2027, "Malformed packet"), False),
         (pymysql.OperationalError(1053, "Server shutdown in progress"), False),
+        (psycopg.NotSupportedError("prepared transactions are disabled"), True),
+        (psycopg.OperationalError("the connection is lost"), False),
         (TimeoutError(), False),
         (SystemExit(), False),
     ],

@@ -86,10 +86,11 @@ class Exchange:
         """The response of the application's first or second attempt, or the guard's answer."""
         request = self.request = environ[REQUEST] = Request(environ, current.get())
         length = environ.get("CONTENT_LENGTH", "")
+        stream = environ.get("wsgi.input")  # test clients leave it out
         # HTTP/2 has bodies that no header tells of.
-        if length or not request.safe or "HTTP_TRANSFER_ENCODING" in environ:
+        if stream is not None and (length or not request.safe or "HTTP_TRANSFER_ENCODING" in environ):
             self._input = environ["wsgi.input"] = RecordedInput(
-                environ["wsgi.input"], self._config.replay_body, int(length) if length.isdecimal() else None
+                stream, self._config.replay_body, int(length) if length.isdecimal() else None
             )
         leaks.observe(request, self._config)
         request.limit = self._config.deadline

@@ -135,6 +135,8 @@ def refused(error: BaseException) -> bool:
 
     An interrupt, a timeout of the driver's, or a broken wire is none.
     """
+    if any(cls.__name__ == "NotSupportedError" for cls in type(error).__mro__):
+        return True  # psycopg's own for a refused PREPARE TRANSACTION, without the server's code
     code = code_of(error)
     # 2000 to 2999 are the errors of MySQL's client library: nothing came from the server.
     if code is None or (isinstance(code, int) and 2000 <= code < 3000):

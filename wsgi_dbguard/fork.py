@@ -241,9 +241,10 @@ def _hold() -> None:
     """
     held = _held[_thread.get_ident()] = []
     for link in list(registry.links):
-        # SQLAlchemy's own name; what a pool entry was handed out as.
-        proxied = getattr(link.entry(), "fairy_ref", None)
-        held += link.connection(), proxied and proxied()
+        if not link.in_memory:
+            # SQLAlchemy's own name; what a pool entry was handed out as.
+            proxied = getattr(link.entry(), "fairy_ref", None)
+            held += link.connection(), proxied and proxied()
 
 
 def _hold_no_more() -> None:
@@ -256,7 +257,7 @@ def _in_child() -> None:
         # there is nothing to warn of. Should a preexec_fn use a database, the checkout finds what was not done.
         child = os.getpid()
         _attempt(_sever, [link for link in list(registry.links) if _is_inherited(link, child)])
-    else:
+    elif os.getpid() != pid:
         _attempt(_cut_off)
         _held.clear()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.engine import ExceptionContext
 
-from . import canceller, failures, registry
+from . import canceller, failures
 from .errors import DatabaseUnavailable, OutcomeUnknown
 from .failures import Failure
 from .link import KEY, Link
@@ -46,7 +46,7 @@ def hear(guard: PoolGuard, context: ExceptionContext) -> DatabaseUnavailable | O
         context.is_disconnect = True  # the drivers' dialects do not know all of them
     elif context.is_disconnect and failure is Failure.OTHER:
         failure = Failure.DISCONNECT  # and the table does not know all that they do
-    replica = guard.dialect in registry.standbys
+    replica = guard.probe_timeout is not None
     in_doubt = False
     request = current.get()
     if request is not None:
@@ -76,7 +76,7 @@ def _not_opened(guard: PoolGuard, context: ExceptionContext) -> DatabaseUnavaila
     failure = failures.classify(context.original_exception, connecting=True)
     request = current.get()
     if request is not None and not context.is_pre_ping:
-        request.database_failed(failure, committing=False, replica=guard.dialect in registry.standbys)
+        request.database_failed(failure, committing=False, replica=guard.probe_timeout is not None)
     # Who tried is told the same as who was refused.
     if failure is Failure.UNAVAILABLE and guard.breaker.away:
         return DatabaseUnavailable(None, None, context.original_exception)

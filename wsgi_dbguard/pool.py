@@ -91,6 +91,12 @@ class PoolGuard:
         assert dialect is not None  # whoever has a connection of the pool has it
         return dialect
 
+    @property
+    def probe_timeout(self) -> float | None:
+        """Seconds that opening a connection may take where the pool is a replica's; None where it is not."""
+        dialect = self._dialect()  # the pool may have outlived its engine
+        return None if dialect is None else registry.standbys.get(dialect)
+
     def configure(self, config: GuardConfig) -> None:
         """Take over `config`; for connections opened from now on where it is about the connection itself."""
         self.config = self.breaker.config = config
@@ -160,7 +166,7 @@ class PoolGuard:
             connecting.bound(getattr(dialect, "driver", ""), args, keywords, timeout)
 
     def _connect_timeout(self) -> float | None:
-        limits = [self.config.connect_timeout, registry.standbys.get(self.dialect)]
+        limits = [self.config.connect_timeout, self.probe_timeout]
         return min((each for each in limits if each is not None), default=None)
 
     def _on_opened(self, connection: Any, entry: ConnectionPoolEntry) -> None:

@@ -28,7 +28,8 @@ primary = create_engine(os.environ["PRIMARY_URL"])
 standbys = [create_engine(url) for url in os.environ["REPLICA_URLS"].split()]
 
 # Which replica has what a client wrote? Its cookie says how far it has to be, signed with the secret. To change the
-# secret, give the new one and the old one, separated by a blank, for as long as cookies last (ten minutes).
+# secret, give the new one and the old one, separated by a blank, for as long as cookies last (ten minutes). After a
+# failover the other replica is used at once if the user may see whom it follows: GRANT pg_read_all_stats TO notes.
 replicas = Replicas(primary, standbys, secret=os.environ["DBGUARD_SECRET"].split())
 # Sessions are bound to the primary; reads of a GET go to a replica that is far enough.
 Session = sessionmaker(primary, class_=RoutingSession)

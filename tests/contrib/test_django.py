@@ -94,6 +94,16 @@ print(ids("deploy"))
     assert run_python(BEGIN + program) == expected
 
 
+def test_checks_go_on_where_the_application_cannot_be_imported(run_python: Run) -> None:
+    program = """
+import django
+configure(INSTALLED_APPS=[APP], WSGI_APPLICATION="nothing.here.application")
+django.setup()
+print(ids("deploy"))
+"""
+    assert run_python(BEGIN + program) == "['dbguard.W001']\n"
+
+
 def test_imported_before_the_settings_are_known_it_does_not_ask_for_them(run_python: Run) -> None:
     program = """
 print(settings.configured)

@@ -57,9 +57,8 @@ def test_pg8000_is_mended_after_an_interrupt_that_sqlalchemy_does_not_see(rows: 
     if reason := pg8000.missing():
         pytest.skip(reason)
     url = pg8000.url(stage_of(rows, pg8000).url)
-    unguarded = interrupt("KeyboardInterrupt", url, contender="nothing")
+    unguarded, guarded = interrupt("KeyboardInterrupt", [(url, "nothing"), (url, "guard")])
     assert unguarded["failed"] + unguarded["wrong"] > 0, unguarded
-    guarded = interrupt("KeyboardInterrupt", url, contender="guard")
     assert (guarded["failed"], guarded["wrong"]) == (0, 0), guarded
     assert guarded["interrupted"] > 0
 

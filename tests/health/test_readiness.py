@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.pool import NullPool
+from werkzeug.test import Client
 
-from wsgi_dbguard import guard, registry
+from wsgi_dbguard import DBGuard, guard, registry
 from wsgi_dbguard.guards import guards
 from wsgi_dbguard.health import readiness
 from wsgi_dbguard.health.readiness import AWAY, READY, SILENT, Readiness
@@ -189,3 +190,12 @@ def test_without_a_pool_it_asks_and_leaves_nothing_open(
     assert fresh(judge(engine), monkeypatch) == READY
     assert guard(engine).stats()["connections"] == 0
     assert guard(engine) in guards()
+
+
+def test_the_page_looks_as_well_and_waits_for_nothing(running: PostgreSQL, make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(running.url())
+    application = DBGuard(lambda environ, start_response: [], engine, health="/-/db")
+    running.stop()
+    Client(application).get("/-/db/", buffered=True)
+    wait_until(lambda: guard(engine).stats()["away"], timeout=30, what="the look")
+    assert "Database away" in Client(application).get("/-/db/", buffered=True).text

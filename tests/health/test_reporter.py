@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import threading
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,16 +69,26 @@ def test_it_writes_once_a_second_at_most_and_what_is_the_same_every_five(
     assert seen == [1, 1, 1, 1, 1, 2, 2, 3]
 
 
-def test_a_forked_child_has_no_thread_and_no_file_until_it_serves(reporter: Any) -> None:
-    reporter.begin()
-    pipe = os.pipe()
-    child = os.fork()
-    if child == 0:
-        reporter.reset()
-        os.write(pipe[1], repr((reporter.running, reporter._share._slot)).encode())
-        os._exit(0)
-    os.waitpid(child, 0)
-    assert os.read(pipe[0], 100) == b"(False, None)"
-    for end in pipe:
-        os.close(end)
-    assert reporter.running
+def test_a_forked_child_has_no_thread_and_no_file_until_it_serves(run_python: Callable[..., str]) -> None:
+    program = """
+import os, threading, warnings
+from sqlalchemy import create_engine
+from wsgi_dbguard import DBGuard, worker
+from wsgi_dbguard.health.reporter import reporter
+
+warnings.simplefilter("ignore", DeprecationWarning)  # a thread of ours is no reason not to fork, see `fork`
+guard = DBGuard(lambda environ, start_response: [], create_engine("sqlite://"), health="/-/db")
+worker.serving()
+reporter.workers()
+child = os.fork()
+if child == 0:
+    before = reporter.running, reporter._share._slot
+    worker.serving()
+    alone = {each["pid"] for each in reporter.workers()} == {os.getpid()}  # it is no worker of its parent's server
+    os.write(1, repr((before, reporter.running, alone)).encode())
+    reporter.end()
+    os._exit(0)
+os.waitpid(child, 0)
+reporter.end()
+"""
+    assert run_python(program) == "((False, None), True, True)"

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from wsgi_dbguard import __version__
 from wsgi_dbguard.health import sharing
 from wsgi_dbguard.health.sharing import Share
 
@@ -29,14 +31,14 @@ Start = Callable[[], subprocess.Popen[str]]
 
 @pytest.fixture
 def where() -> Path:
-    """What the children of this process share; here, as the parent, this process has another one."""
-    return sharing._directory().parent / f"wsgi-dbguard-{os.geteuid()}-{os.getpid()}-{sharing._started(os.getpid())}"
+    """What the children of this process share, and this process with them (conftest.py)."""
+    base = Path("/dev/shm")
+    return (base if os.access(base, os.W_OK) else Path(tempfile.gettempdir())) / sharing._name(os.getpid())
 
 
 @pytest.fixture
-def share(monkeypatch: pytest.MonkeyPatch) -> Iterator[Share]:
-    """As a worker that is a child of this process has it."""
-    monkeypatch.setattr(sharing, "_owner", os.getpid)
+def share() -> Iterator[Share]:
+    """Of this process."""
     made = Share()
     made.write({"pid": os.getpid()})
     yield made
@@ -103,29 +105,43 @@ def test_one_that_was_removed_is_made_anew(share: Share, where: Path) -> None:
     share.write({"pid": 1})
     share.write({"pid": 2})
     (file,) = where.glob("live_*")
-    assert json.loads(file.read_text()) == {"pid": 2}
+    assert json.loads(file.read_text())["pid"] == 2
 
 
-def test_what_gone_servers_left_is_removed_by_the_next_one(share: Share, where: Path, start: Start) -> None:
+def test_workers_of_another_version_are_not_understood(share: Share, start: Start, where: Path) -> None:
+    child = start()
+    (file,) = (each for each in where.glob("live_*") if json.loads(each.read_text())["pid"] == child.pid)
+    file.write_text(file.read_text().replace(__version__, "0.0.0"))
+    assert share.others() == []
+
+
+def test_what_gone_servers_left_is_removed_by_the_next_one(
+    share: Share, where: Path, start: Start, tmp_path: Path
+) -> None:
     left = where.with_name(f"wsgi-dbguard-{os.geteuid()}-{os.getpid()}-1")  # another process had our number
     left.mkdir(0o700)
     (left / "live_dbguard-0.json").write_text("{}")
     (left / "dbguard-0.lock").touch()
     foreign = where.with_name(f"wsgi-dbguard-{os.geteuid()}-nothing-of-ours")
     foreign.mkdir()
+    link = where.with_name(f"wsgi-dbguard-{os.geteuid()}-{os.getpid()}-2")
+    link.symlink_to(tmp_path)
+    (tmp_path / "live_dbguard-0.json").touch()
+    (tmp_path / "dbguard-0.lock").touch()
     try:
         start()
         assert not left.exists()
         assert foreign.exists()
+        assert (tmp_path / "live_dbguard-0.json").exists()
     finally:
         foreign.rmdir()
+        link.unlink()
 
 
 @pytest.mark.parametrize("kind", ["open", "link", "file"])
 def test_a_place_that_is_not_ours_alone_is_refused(
-    kind: str, where: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    kind: str, where: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sharing, "_owner", os.getpid)
     if kind == "open":
         where.mkdir()
         where.chmod(0o777)
@@ -146,11 +162,20 @@ def test_a_place_that_is_not_ours_alone_is_refused(
         where.rmdir() if kind == "open" else where.unlink()
 
 
-def test_a_child_of_a_worker_leaves_its_parents_file_alone(share: Share, where: Path) -> None:
-    child = os.fork()
-    if child == 0:
-        share.close()
-        share.end()
-        os._exit(0)
-    os.waitpid(child, 0)
-    assert len(list(where.glob("live_*.json"))) == 1
+def test_a_child_of_a_worker_leaves_its_parents_file_alone(run_python: Callable[..., str]) -> None:
+    program = """
+import os
+from wsgi_dbguard.health.sharing import Share
+share = Share()
+share.write({"pid": os.getpid()})
+where = share._slot.where
+child = os.fork()
+if child == 0:
+    share.close()
+    share.end()
+    os._exit(0)
+os.waitpid(child, 0)
+print(len(list(where.glob("live_*.json"))))
+share.end()
+"""
+    assert run_python(program) == "1\n"

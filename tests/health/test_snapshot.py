@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,8 @@ from sqlalchemy import Engine
 from wsgi_dbguard import events, guard, worker
 from wsgi_dbguard.health import snapshot
 from wsgi_dbguard.health.snapshot import SLOT, SLOTS, History, describe
+from wsgi_dbguard.lab.postgres import PostgreSQL
+from wsgi_dbguard.lab.process import wait_until
 
 URL = "postgresql+psycopg2://somebody:swordfish@127.0.0.1:2/named"
 
@@ -64,6 +67,27 @@ def test_pools_of_one_address_have_names_of_their_own_and_events_the_name_of_the
     assert told["requests"] == 5
     assert "swordfish" not in str(told)
     assert "somebody" not in str(told)
+
+
+def test_a_pool_that_is_waited_for_is_exhausted_and_one_in_full_use_is_not(
+    postgres: PostgreSQL, make_engine: Callable[..., Engine]
+) -> None:
+    engine = make_engine(postgres.url(), pool_size=1, max_overflow=0)
+    ours = guard(engine)
+
+    def state() -> str:
+        pool = snapshot._pool(ours, {})
+        assert pool is not None
+        return str(pool["state"])
+
+    assert state() == "unused"
+    waiting = threading.Thread(target=lambda: engine.connect().close())
+    with engine.connect():
+        assert state() == "ready"
+        waiting.start()
+        wait_until(lambda: state() == "exhausted", timeout=30, what="somebody who waits")
+    waiting.join()
+    assert state() == "ready"
 
 
 def test_it_says_that_it_ends() -> None:

@@ -122,8 +122,10 @@ class _Signals:
 
     def __enter__(self) -> _Signals:
         if threading.current_thread() is threading.main_thread():
-            for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                self._before[each] = signal.signal(each, self._on_signal)
+            chosen = [signal.SIGINT, signal.SIGTERM]
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else it is to outlive its terminal: nohup
+                chosen.append(signal.SIGHUP)
+            self._before = {each: signal.signal(each, self._on_signal) for each in chosen}
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -5,7 +5,8 @@
 - ``/-/db/livez``: 200 as long as the process answers. It never asks a database: a server that is restarted because its
   database is away comes back to a database that is away.
 - ``/-/db/readyz``: 200 if each database can be reached, 503 if not (`readiness`), and from SIGTERM on (`worker`).
-- ``/-/db/``: the page, of all workers of this server; as JSON for who prefers that (Accept).
+- ``/-/db/``: the page, of all workers of this server; as JSON for who prefers that (Accept). The worker that answers
+  looks at its databases then, as for ``readyz``, so that the page is no older than its next refresh.
 
 The first two tell one word, and ask for nothing. They are for a balancer or a supervisor beside the server, not for the
 public: each ``readyz`` may cost a query. The page asks for the setting ``health_token``, if there is one: as a Bearer
@@ -101,6 +102,7 @@ class Health:
         return _plain("503 Service Unavailable", state, ("Retry-After", "1"))
 
     def _page(self, environ: WSGIEnvironment) -> tuple[str, list[tuple[str, str]], bytes]:
+        self._readiness.look()  # nobody waits for it: the page asks again soon
         document = view.document(self.reporter.workers(), time.time())
         headers = [("Vary", "Accept")]
         if _prefers_json(environ.get("HTTP_ACCEPT", "")):

@@ -24,6 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from wsgi_dbguard import __version__
 from wsgi_dbguard.metrics import slots
 
 __all__ = ["Share"]
@@ -46,7 +47,7 @@ class Share:
             if self._slot is None:
                 self._slot = slots.Slot(_directory())
             file = self._slot.where / f"live_{self._slot.name}.new"
-            file.write_text(json.dumps(document))
+            file.write_text(json.dumps({"version": __version__, **document}))
             file.rename(file.with_suffix(".json"))
         except OSError as error:
             self.close()  # it may be better next time, such as in a directory that was removed
@@ -65,7 +66,10 @@ class Share:
             for file in slot.where.glob("live_dbguard-*.json"):
                 if file.stem != f"live_{slot.name}":
                     with suppress(OSError, ValueError):  # it has just ended
-                        documents.append(json.loads(file.read_text()))
+                        document = json.loads(file.read_text())
+                        # A reload after an upgrade: what the old ones write means another thing.
+                        if document.pop("version", None) == __version__:
+                            documents.append(document)
         return documents
 
     def close(self) -> None:
@@ -94,15 +98,22 @@ def _directory() -> Path:
     if not os.access(base, os.W_OK | os.X_OK):
         base = Path(tempfile.gettempdir())
     _clear(base)
-    owner = _owner()
-    where = base / f"{_PREFIX}{os.geteuid()}-{owner}-{_started(owner)}"
+    where = base / _name(_owner())
     with suppress(FileExistsError):
         where.mkdir(0o700)
-    # Anybody can make a directory of that name here.
-    found = where.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+    if not _is_ours(where):
         raise PermissionError(f"{where} is not a directory of this user alone")
     return where
+
+
+def _name(owner: int) -> str:
+    return f"{_PREFIX}{os.geteuid()}-{owner}-{_started(owner)}"
+
+
+def _is_ours(where: Path) -> bool:
+    """Anybody can make a directory of such a name, or a link."""
+    found = where.lstat()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
 
 
 def _owner() -> int:
@@ -129,7 +140,8 @@ def _clear(base: Path) -> None:
         owner, _, started = name.partition("-")
         if owner.isdecimal() and _started(int(owner)) != started:
             with suppress(OSError):
-                _remove(where)
+                if _is_ours(where):
+                    _remove(where)
 
 
 def _remove(where: Path) -> None:

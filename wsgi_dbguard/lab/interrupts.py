@@ -2,34 +2,41 @@
 
 The interrupt is real, and so it needs a process of its own: signals come to a main thread, and gevent patches the whole
 process. The pool has one connection; if that came back to it with the answer to the interrupted query still on its way,
-the next request would get that one. Run by `interrupt`, as a module, once for each kind.
+the next request would get that one. Run by `interrupt`, as a module: of signals once, and that process forks one for
+each cell, which has nothing to import any more; of gevent, which does not survive that, once for each cell.
 
 Example::
 
-    counts = interrupt("gevent.Timeout", url, contender="guard")
+    [counts] = interrupt("gevent.Timeout", [(url, "guard")])
     assert counts["wrong"] == 0
 """
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import URL, Engine, create_engine, text
+from sqlalchemy import URL, Engine, create_engine, make_url, text
 
 __all__ = ["KINDS", "interrupt"]
 
-KINDS = ("KeyboardInterrupt", "SystemExit", "gevent.Timeout")
+GEVENT = "gevent.Timeout"
+KINDS = ("KeyboardInterrupt", "SystemExit", GEVENT)
 AFTER = 0.2  # seconds
 QUERY = 0.6  # seconds that the query takes; a driver in C notices a signal only when it ends
 ROUNDS = 2
-TIMEOUT = 120.0  # seconds for the whole process, which without a hang takes four
+AT_ONCE = 6  # cells, which for the most part wait
+TIMEOUT = 240.0  # seconds for all cells, of which each takes four without a hang
 
 _SLEEP = {
     "postgresql": "SELECT CAST(:token AS CHAR(36)), pg_sleep(:seconds)",
@@ -38,18 +45,33 @@ _SLEEP = {
 }
 
 
-def interrupt(kind: str, url: URL, *, contender: str) -> dict[str, Any]:
-    """Interrupt queries in a process of their own; counts of the requests that came after them.
+def interrupt(kind: str, cells: Iterable[tuple[URL, str]]) -> list[dict[str, Any]]:
+    """Interrupt queries, each (URL, contender) in a process of its own; counts of the requests that came after.
 
     Keys: requests, failed, wrong, slowest (seconds), interrupted (queries), errors.
-    `kind` is one of `KINDS`. Raises subprocess.TimeoutExpired when it hangs, RuntimeError when it cannot run.
+    `kind` is one of `KINDS`. Raises subprocess.TimeoutExpired when one hangs, RuntimeError when one cannot run.
     """
-    patched = ["gevent.monkey", "--module"] if kind == "gevent.Timeout" else []
-    argv = [*patched, __name__, kind, url.render_as_string(hide_password=False), contender]
-    done = subprocess.run([sys.executable, "-m", *argv], capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{kind}: {done.stderr.strip()}")
-    counts: dict[str, Any] = json.loads(done.stdout)
+    told = [(url.render_as_string(hide_password=False), contender) for url, contender in cells]
+    if kind != GEVENT:
+        return _process(kind, told)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return [counts for [counts] in pool.map(lambda cell: _process(kind, [cell]), told)]
+
+
+def _process(kind: str, cells: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    patched = ["gevent.monkey", "--module"] if kind == GEVENT else []
+    command = [sys.executable, "-m", *patched, __name__, kind]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+    ) as process:
+        try:
+            answer, complaints = process.communicate(json.dumps(cells), TIMEOUT)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # its children as well
+            raise
+    if process.returncode:
+        raise RuntimeError(f"{kind}: {complaints.strip()}")
+    counts: list[dict[str, Any]] = json.loads(answer)
     return counts
 
 
@@ -91,7 +113,7 @@ def _ask_raw(engine: Engine, token: str, seconds: float) -> str:
 
 
 def _play(kind: str, engine: Engine, ask: Callable[[Engine, str, float], str], counts: dict[str, Any]) -> None:
-    limit = _gevent_timeout if kind == "gevent.Timeout" else _signalled
+    limit = _gevent_timeout if kind == GEVENT else _signalled
     for number in range(ROUNDS):
         try:
             with limit():
@@ -115,7 +137,7 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _main(kind: str, url: str, contender: str) -> None:
+def _cell(kind: str, url: str, contender: str) -> dict[str, Any]:
     def leave(number: int, frame: object) -> None:
         if kind == "KeyboardInterrupt":
             raise KeyboardInterrupt
@@ -132,6 +154,40 @@ def _main(kind: str, url: str, contender: str) -> None:
         _ask(engine, "before", 0.0)
         _play(kind, engine, ask, counts)
         engine.dispose()
+    return counts
+
+
+def _forked(kind: str, url: str, contender: str) -> int:
+    """A child that plays the cell: where it writes the counts, or nothing when it cannot."""
+    reading, writing = os.pipe()
+    if os.fork():
+        os.close(writing)
+        return reading
+    try:
+        os.write(writing, json.dumps(_cell(kind, url, contender)).encode())
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(0)
+
+
+def _main(kind: str) -> None:
+    cells = json.load(sys.stdin)
+    if kind == GEVENT:
+        print(json.dumps([_cell(kind, *cell) for cell in cells]))
+        return
+    for url, _ in cells:
+        make_url(url).get_dialect().import_dbapi()
+    running: deque[int] = deque()
+    counts = []
+    for number in range(len(cells) + AT_ONCE):
+        if number < len(cells):
+            running.append(_forked(kind, *cells[number]))
+        if running and number >= AT_ONCE - 1:
+            with open(running.popleft(), "rb") as told:
+                counts.append(json.loads(told.read() or b"null"))
+    if None in counts:
+        sys.exit(1)
     print(json.dumps(counts))
 
 

@@ -19,7 +19,6 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -309,14 +308,13 @@ def _difference(after: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]
 def _interrupted(
     stage: Stage, fault: Fault, drivers: Sequence[Driver], contenders: Sequence[Contender]
 ) -> list[Outcome]:
-    """The interrupts, which need a process for each cell; as many at a time as there are contenders."""
-
-    def cell(driver: Driver, contender: Contender) -> Outcome:
-        counts = interrupt(fault.interrupt, driver.url(stage.url), contender=contender)
+    """The interrupts, which need a process for each cell."""
+    pairs = list(itertools.product(drivers, contenders))
+    found = interrupt(fault.interrupt, [(driver.url(stage.url), contender) for driver, contender in pairs])
+    outcomes = []
+    for (driver, contender), counts in zip(pairs, found, strict=True):
         outcome = Outcome(fault, driver, contender, lost=counts.pop("interrupted"))
         for name, value in counts.items():
             setattr(outcome, name, value)
-        return outcome
-
-    with ThreadPoolExecutor(len(contenders)) as pool:
-        return list(pool.map(lambda pair: cell(*pair), itertools.product(drivers, contenders)))
+        outcomes.append(outcome)
+    return outcomes

@@ -61,6 +61,13 @@ def check_wsgi_application(app_configs: Any, **options: Any) -> list[CheckMessag
         import_string(path)
     except SettingError:  # E001 tells it
         return []
+    except Exception as error:
+        return [
+            Warning(
+                f"WSGI_APPLICATION = {path!r} cannot be imported, so nobody knows whether it is guarded: {error!r}",
+                id="dbguard.W001",
+            )
+        ]
     if registry.instances(*registry.family(DBGuard)):
         return []
     return [
