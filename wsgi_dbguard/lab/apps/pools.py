@@ -20,6 +20,8 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+# Most applications have the ORM, and the guard imports it: not to be counted as a contender's.
+import sqlalchemy.orm  # noqa: F401
 from sqlalchemy import Engine, NullPool, create_engine, event, exc
 
 if TYPE_CHECKING:
