@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 __all__ = ["HIDDEN", "UNKNOWN", "VALUE", "Argument", "Reading", "parse", "readings", "split", "value"]
@@ -58,6 +59,7 @@ def _quoted(quote: str, escapes: bool) -> str:
     return f"{quote}{inside}(?:{pair}{inside})*+{quote}"
 
 
+@cache  # Optimization: only what touches a session's state is read so closely, and many applications never send it
 def _tokens(postgresql: bool, escapes: bool) -> re.Pattern[str]:
     """Comments and quotes. An open one goes to the end of the text and has a group; in PostgreSQL the first is of tags.
 
@@ -84,9 +86,6 @@ def _tokens(postgresql: bool, escapes: bool) -> re.Pattern[str]:
     return re.compile("|".join(kinds), re.DOTALL)
 
 
-_TOKENS = {
-    (postgresql, escapes): _tokens(postgresql, escapes) for postgresql in (False, True) for escapes in (False, True)
-}
 _PLAIN = re.compile(r"[\w.$]+")
 
 
@@ -104,7 +103,7 @@ def _reading(text: str, postgresql: bool, escapes: bool, short: bool) -> Reading
             return token
         return quote + ("" if short else HIDDEN * (len(token) - 2)) + quote
 
-    return Reading(text, _TOKENS[postgresql, escapes].sub(hide, text), closed)
+    return Reading(text, _tokens(postgresql, escapes).sub(hide, text), closed)
 
 
 UNKNOWN = None
