@@ -156,7 +156,8 @@ def run_python() -> Callable[..., str]:
     """Runs a program in an interpreter of its own, with warnings as errors; what it printed, when it has succeeded."""
 
     def run(program: str, *arguments: str, **environment: str) -> str:
-        command = [sys.executable, "-W", "error", "-c", program, *arguments]
+        # Unbuffered: a child that it forks is not to print once more what its parent had not written yet.
+        command = [sys.executable, "-u", "-W", "error", "-c", program, *arguments]
         done = subprocess.run(
             command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=180, check=False
         )

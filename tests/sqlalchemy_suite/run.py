@@ -16,7 +16,6 @@ import argparse
 import os
 import subprocess
 import sys
-import tarfile
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
@@ -52,8 +51,8 @@ def download(directory: Path) -> Path | None:
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     if subprocess.run([*pip, *only_source, "--dest", directory, requirement]).returncode:
         return None
-    with tarfile.open(next(directory.glob("*.tar.gz"))) as archive:
-        archive.extractall(directory, filter="data")
+    archive = next(directory.glob("*.tar.gz"))
+    subprocess.run(["tar", "-xzf", archive, "-C", directory], check=True)  # tarfile has its filter since Python 3.11.4
     return next(each for each in directory.iterdir() if each.is_dir())
 
 

@@ -62,6 +62,14 @@ def site(server: MariaDB, driver: str, *, guarded: bool) -> Iterator[tuple[Flask
     engine.dispose()
 
 
+def status(client: FlaskClient) -> int:
+    """Of one request for the page; a server makes a 500 of an error that is raised past Flask."""
+    try:
+        return client.get("/").status_code
+    except DBAPIError:  # mysql-connector's connection fails once more when the session is removed
+        return 500
+
+
 def spend_night(server: MariaDB) -> None:
     """Nobody asks for anything until the server has closed all connections."""
     wait_until(lambda: not server.backends(), timeout=60.0, what="the end of all connections")
@@ -70,19 +78,19 @@ def spend_night(server: MariaDB) -> None:
 @pytest.mark.parametrize("driver", INSTALLED)
 def test_pool_recycle_that_is_longer_than_wait_timeout_does_not_help(mariadb: MariaDB, driver: str) -> None:
     with site(mariadb, driver, guarded=False) as (client, _, errors):
-        assert client.get("/").status_code == 200
+        assert status(client) == 200
         spend_night(mariadb)
-        assert client.get("/").status_code == 500
+        assert status(client) == 500
         assert [classify(error) for error in errors] == [Failure.DISCONNECT]
-        assert client.get("/").status_code == 200
+        assert status(client) == 200
 
 
 @pytest.mark.parametrize("driver", INSTALLED)
 def test_guard_finds_it_at_checkout_without_a_round_trip(mariadb: MariaDB, driver: str) -> None:
     with site(mariadb, driver, guarded=True) as (client, engine, errors):
-        assert client.get("/").status_code == 200
+        assert status(client) == 200
         spend_night(mariadb)
-        assert client.get("/").status_code == 200
+        assert status(client) == 200
         assert errors == []
         stats = guard(engine).stats()
         assert (stats["replaced"], stats["pings"]) == ({"dead": 1}, 0)

@@ -15,6 +15,7 @@ import pytest
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import Engine, event, text
+from sqlalchemy.exc import DBAPIError
 
 from wsgi_dbguard import DBGuard, guard, sockets
 from wsgi_dbguard.lab.drivers import DRIVERS, Driver
@@ -53,7 +54,10 @@ class Site:
         return str(self.db.session.scalar(text(statement)))
 
     def status(self, path: str = "/") -> int:
-        return self.app.test_client().get(path).status_code
+        try:
+            return self.app.test_client().get(path).status_code
+        except DBAPIError:  # mysql-connector's connection fails once more when the session is removed
+            return 500  # what a server makes of it
 
 
 @pytest.fixture(params=INSTALLED, ids=str)
