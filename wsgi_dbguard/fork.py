@@ -257,7 +257,7 @@ def _in_child() -> None:
         # there is nothing to warn of. Should a preexec_fn use a database, the checkout finds what was not done.
         child = os.getpid()
         _attempt(_sever, [link for link in list(registry.links) if _is_inherited(link, child)])
-    elif os.getpid() != pid:
+    elif not here[0]:
         _attempt(_cut_off)
         _held.clear()
 
