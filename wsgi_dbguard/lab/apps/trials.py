@@ -10,12 +10,14 @@ Each process says so when it serves its first request. What the import does, and
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
+import tempfile
 from collections.abc import Iterable
 from multiprocessing import Pipe, get_context
 from multiprocessing.connection import Connection as End
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 from urllib.parse import parse_qs
 
 import echo
@@ -53,10 +55,13 @@ def fork(token: str, by: str) -> str:
         before = ask(connection, token)
         with echo.engine.connect() as idle:
             ours = {before[1], ask(idle, token)[1]}
-        told = by_os_fork(token) if by == "os.fork" else by_multiprocessing(token)
+        with tempfile.TemporaryFile("w+") as where:
+            told = (by_os_fork if by == "os.fork" else by_multiprocessing)(token, where)
+            where.seek(0)
+            hung = where.read()
         after = ask(connection, token)
     if told is None or told[0] != token or told[1] in ours or after != before:
-        return f"child: {told}, parent before: {before}, after: {after}"
+        return f"child: {told}, parent before: {before}, after: {after}{hung and ', hung in: '}{hung}"
     return token
 
 
@@ -66,12 +71,12 @@ def ask(connection: Connection, token: str) -> tuple[str, int]:
     return str(answer), int(backend)
 
 
-def by_os_fork(token: str) -> tuple[str, int] | None:
+def by_os_fork(token: str, where: IO[str]) -> tuple[str, int] | None:
     ours, theirs = Pipe(duplex=False)
     pid = os.fork()
     if not pid:
         try:
-            child(theirs, token)
+            child(theirs, token, where)
         finally:
             os._exit(0)
     told = answer_of(ours, theirs)
@@ -79,9 +84,9 @@ def by_os_fork(token: str) -> tuple[str, int] | None:
     return told
 
 
-def by_multiprocessing(token: str) -> tuple[str, int] | None:
+def by_multiprocessing(token: str, where: IO[str]) -> tuple[str, int] | None:
     ours, theirs = Pipe(duplex=False)
-    process = get_context("fork").Process(target=child, args=(theirs, token))
+    process = get_context("fork").Process(target=child, args=(theirs, token, where))
     process.start()
     told = answer_of(ours, theirs)
     process.join()
@@ -89,9 +94,10 @@ def by_multiprocessing(token: str) -> tuple[str, int] | None:
     return told
 
 
-def child(theirs: End, token: str) -> None:
+def child(theirs: End, token: str, where: IO[str]) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(LONGEST)
+    faulthandler.dump_traceback_later(LONGEST - 2, file=where)
     with echo.engine.connect() as connection:
         theirs.send(ask(connection, token))
     echo.engine.dispose()
