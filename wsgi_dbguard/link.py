@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session
 
+    from .config import GuardConfig
     from .deadline import Running
     from .pool import PoolGuard
     from .request import Owner
@@ -168,6 +169,11 @@ class Link:
     def _by_entry(self) -> Any:
         entry = self.entry()
         return None if entry is None else entry.dbapi_connection
+
+    def tune(self, config: GuardConfig) -> None:
+        """Set the keepalive and the timeout of its socket, if it has one."""
+        if self.fd is not None:
+            sockets.tune(self.fd, keepalive=config.keepalive, user_timeout=config.user_timeout)
 
     def cut(self) -> None:
         """Shut the connection down, for whoever is blocked in it; nothing where its descriptor is another's by now."""

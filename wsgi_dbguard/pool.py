@@ -172,7 +172,7 @@ class PoolGuard:
     def _on_opened(self, connection: Any, entry: ConnectionPoolEntry) -> None:
         """Before SQLAlchemy's own questions, and the user's, which belong to the opening and to its time."""
         link = registry.link_of(connection, entry)
-        self._tune(link)
+        link.tune(self.config)
         timeout = self._connect_timeout()
         if link.fd is not None and timeout is not None:
             link.opening = Deadline(timeout, link.cut)
@@ -206,10 +206,6 @@ class PoolGuard:
         link.flags = flags.reader(link.connection())
         self._variables.expect(link)
         housekeeping.ensure(self)
-
-    def _tune(self, link: Link) -> None:
-        if link.fd is not None:
-            sockets.tune(link.fd, keepalive=self.config.keepalive, user_timeout=self.config.user_timeout)
 
     def _on_checkout(self, connection: Any, entry: ConnectionPoolEntry, proxy: PoolProxiedConnection) -> None:
         # The hot path: each line is paid at every checkout, see tests/benchmarks/checkouts.py. There is no listener at
@@ -288,7 +284,7 @@ class PoolGuard:
             raise self.replace("forked", link)
         if link is None or link.guard is not self:  # opened before this guard came
             link = registry.link_of(connection, entry)
-            self._tune(link)
+            link.tune(self.config)
             self._adopt(link)
             if link.born < self._condemned:
                 link.doomed = link.doomed or "condemned"
