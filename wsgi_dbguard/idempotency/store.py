@@ -90,6 +90,7 @@ class Store:
         self._insert_values = self._insertion()
         mine = update(self._keys).where(columns.id == bindparam("key"), columns.owner == bindparam("by"))
         self.mark = Marker(engine, mine)
+        self.mark_unmarked = Marker(engine, mine.where(columns.applied == false()))
         self._over = mine.values(expires=bindparam("ended", type_=columns.expires.type))
         self._answered = mine.values(expires=_WELL, head=bindparam("answer_head"), body=bindparam("answer_body"))
 
