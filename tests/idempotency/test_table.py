@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import Engine
 
 from wsgi_dbguard.idempotency import create_table, ddl, purge
 
-from .conftest import KEYS, Database, Shop, post, rows, site
-
-if TYPE_CHECKING:
-    pass
+from .conftest import KEYS, Database, Shop, post, rows, site, url_of
 
 
 def test_old_keys_are_purged_in_batches_but_not_those_in_use(shop: Shop, engine: Engine, database: Database) -> None:
@@ -43,6 +41,22 @@ def test_the_table_is_made_by_a_call_as_well(engine: Engine, shop: Shop, databas
         assert [post(app).text, post(app).text] == ["apple 1", "apple 1"]
     finally:
         database.query("drop table made")
+
+
+def test_workers_that_start_at_once_all_make_it(make_engine: Callable[..., Engine], database: Database) -> None:
+    engines = [make_engine(url_of(database)) for _ in range(4)]
+    for each in engines:
+        each.connect().close()
+    together = threading.Barrier(len(engines))
+
+    def make(engine: Engine) -> None:
+        together.wait(60)
+        create_table(engine, "made")
+
+    with ThreadPoolExecutor(len(engines)) as threads:
+        for _ in range(5):
+            list(threads.map(make, engines))
+            database.query("drop table made")
 
 
 def test_the_command_prints_the_statements(run_python: Callable[..., str]) -> None:

@@ -25,6 +25,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 __all__ = ["TABLE", "clock", "create_table", "ddl", "make_table", "purge"]
@@ -90,14 +91,18 @@ def ddl(dialect: str, table: str = TABLE) -> str:
 
 
 def create_table(engine: Engine, table: str = TABLE) -> None:
-    """Make `table`, unless it is there.
+    """Make `table`, unless it is there. Workers that start at once may all call it.
 
     Raises:
         ValueError: for a database that is not supported.
         sqlalchemy.exc.DBAPIError: if the database refuses.
     """
     clock(engine.dialect.name)
-    make_table(table).create(engine, checkfirst=True)
+    made = make_table(table)
+    try:
+        made.create(engine, checkfirst=True)
+    except DBAPIError:  # PostgreSQL's own IF NOT EXISTS fails as well if another one makes it meanwhile
+        made.create(engine, checkfirst=True)
 
 
 def purge(engine: Engine, *, older_than: float, batch: int = 1000, table: str = TABLE) -> int:
