@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -77,6 +78,27 @@ def test_principals_do_not_meet(shop: Shop, engine: Engine, database: Database) 
         assert "Idempotent-Replayed" not in response.headers
     assert post(app, environ_overrides={"REMOTE_USER": "ann"}).text == "apple 1"
     assert len(orders(database)) == 3
+
+
+def test_a_principal_may_read_the_body(shop: Shop, engine: Engine, database: Database) -> None:
+    """To check its signature: it is compared and worked at all the same."""
+
+    def signed(environ: WSGIEnvironment) -> str:
+        return "ann" if environ["wsgi.input"].read(5) else "nobody"
+
+    app = site(shop, engine, principal=signed)
+    assert [post(app).text, post(app).text] == ["apple 1", "apple 1"]
+    assert kind(post(app, data="melon")) == (422, "idempotency-key-reused")
+    assert orders(database) == ["apple"]
+
+
+@pytest.mark.parametrize("content", [b"apple", b""])
+def test_a_body_is_the_same_with_and_without_a_length(shop: Shop, engine: Engine, content: bytes) -> None:
+    app = site(shop, engine)
+    told = {"wsgi.input": io.BytesIO(content), "CONTENT_LENGTH": str(len(content))}
+    untold = {"wsgi.input": io.BytesIO(content), "CONTENT_LENGTH": "", "wsgi.input_terminated": True}
+    assert post(app, environ_overrides=told).text == post(app, environ_overrides=untold).text
+    assert shop.runs == 1
 
 
 def test_a_body_beyond_the_limit_reaches_the_application_whole(engine: Engine, database: Database) -> None:
