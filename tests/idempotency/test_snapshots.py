@@ -85,3 +85,27 @@ def test_nor_is_the_fence_open(shop: Shop, engine: Engine, database: Database, s
 
     assert kind(post(site(lost, engine))) == (409, "idempotency-running")
     assert orders(database) == []
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_a_key_that_is_just_being_applied_is_not_waited_for(engine: Engine, database: Database) -> None:
+    """In SERIALIZABLE a SELECT would, and of a key that is not there yet it would lock out the others' claims."""
+
+    def waits() -> Any:
+        return database.query("show global status like 'innodb_row_lock_waits'")[0][1]
+
+    def works(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        with engine.connect() as connection:
+            connection.execute(text("update idempotency_keys set applied = true"))
+            told.append(kind(post(app)))
+        start_response("201 Created", [])
+        return [b"well"]
+
+    told: list[Any] = []
+    app, before = site(works, engine), waits()
+    database.query("set global innodb_lock_wait_timeout = 1")
+    try:
+        assert post(app).status_code == 201
+    finally:
+        database.query("set global innodb_lock_wait_timeout = default")
+    assert (told, waits()) == ([(409, "idempotency-running")], before)

@@ -39,7 +39,8 @@ the same database. With a ``search_path`` that is set for each tenant, give the 
 
 In PostgreSQL's REPEATABLE READ and SERIALIZABLE a transaction that began before the claim, such as one that `principal`
 has left open, cannot see it: its COMMIT fails (`ClaimUnseen`, a serialization failure), nothing is done and the key is
-free again. It will fail each time: let `principal`, and what stands around `Idempotent`, end their transactions.
+free again. It will fail each time: let `principal`, and what stands around `Idempotent`, end their transactions. In
+SERIALIZABLE the mark is a read and a write more, so now and then a reason more for a serialization failure.
 
 When not to use it: for effects outside this one database (mail, other databases); they are as often done as the
 application runs. Writes that are committed past SQLAlchemy, in autocommit, or by the server itself (DDL in MySQL), and

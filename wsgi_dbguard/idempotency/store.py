@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any, TypeVar
 
 from sqlalchemy import (
@@ -235,11 +236,23 @@ class Store:
 
     def _alone(self, act: Callable[[Connection], T]) -> T:
         with _apart():
-            if not self._postgresql:
-                with self.engine.begin() as connection:
-                    return act(connection)
-            with self.engine.connect() as connection:
-                return _in_autocommit(connection, act)
+            if self._postgresql:
+                with self.engine.connect() as connection:
+                    return _in_autocommit(connection, act)
+            if self._reads_lock:
+                with self.engine.connect() as connection:
+                    return act(connection.execution_options(isolation_level="AUTOCOMMIT"))
+            with self.engine.begin() as connection:
+                return act(connection)
+
+    @cached_property
+    def _reads_lock(self) -> bool:
+        """Whether MySQL or MariaDB makes each SELECT of a transaction a SELECT … LOCK IN SHARE MODE.
+
+        In autocommit it does not, see "InnoDB Transaction Isolation Levels".
+        """
+        with self.engine.connect() as connection:
+            return connection.get_isolation_level() == "SERIALIZABLE"
 
     def _repeat(self, act: Callable[[], T]) -> T:
         """What `act` returns, which may be done twice.
