@@ -117,10 +117,12 @@ class Store:
         """
         for _ in range(_TRIES):
             row = self._repeat(lambda: self._insert(key, fingerprint, owner))
-            if isinstance(row, bool):
-                if row:
-                    return None
+            if row is True:
+                return None
+            if row is False:
                 continue  # it was there, and then it was not
+            if row is None:
+                break  # and not once more: that was a long time
             if row.owner == owner:  # its own INSERT, whose reply was lost
                 return None
             given_up = row.owner == former
@@ -128,7 +130,7 @@ class Store:
                 return told
             if self._repeat(lambda seen=row.owner, now=given_up: self._take_over(key, seen, owner, now)):  # type: ignore[misc]
                 return None
-        return RUNNING  # it changes faster than it can be looked at
+        return RUNNING  # or it changes faster than it can be looked at
 
     def look(self, key: str, fingerprint: str) -> Problem | Stored | None:
         """What there is to tell of `key`; None: it is free.
@@ -169,8 +171,8 @@ class Store:
                 raise Unreachable("the row is locked")
             time.sleep(_PAUSE)
 
-    def _insert(self, key: str, fingerprint: str, owner: str) -> bool | Row[Any]:
-        """True: inserted; False: look again; else the row that is there."""
+    def _insert(self, key: str, fingerprint: str, owner: str) -> bool | Row[Any] | None:
+        """True: inserted; False: look again; None: in MySQL, it has waited for another one's; else the row."""
         given = {"key": key, "by": owner, "print": fingerprint}
 
         def postgresql(connection: Connection) -> bool | Row[Any]:
@@ -187,9 +189,9 @@ class Store:
             return self._alone(postgresql if self._postgresql else mysql)
         except IntegrityError:
             return False
-        except DBAPIError as error:  # MySQL's, of an INSERT that waited for another one
+        except DBAPIError as error:
             if failures.classify(error) is Failure.LOCK_TIMEOUT:
-                return False
+                return None
             raise
 
     def _row(self, connection: Connection, key: str) -> Row[Any] | None:
