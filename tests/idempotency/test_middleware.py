@@ -92,6 +92,11 @@ def test_a_principal_may_read_the_body(shop: Shop, engine: Engine, database: Dat
     assert orders(database) == ["apple"]
 
 
+def test_a_principal_of_another_type_is_told_of(shop: Shop, engine: Engine) -> None:
+    with pytest.raises(TypeError, match="principal gives a str, bytes or None, not int: 7"):
+        post(site(shop, engine, principal=lambda environ: 7))
+
+
 @pytest.mark.parametrize("content", [b"apple", b""])
 def test_a_body_is_the_same_with_and_without_a_length(shop: Shop, engine: Engine, content: bytes) -> None:
     app = site(shop, engine)

@@ -165,6 +165,8 @@ class Idempotent:
         principal = None if self._principal is None else self._principal(environ)
         if principal is None:
             return _digest(key.encode())
+        if not isinstance(principal, str | bytes):
+            raise TypeError(f"principal gives a str, bytes or None, not {type(principal).__name__}: {principal!r}")
         return _digest(key.encode(), principal.encode() if isinstance(principal, str) else principal)
 
     def _record(self, environ: WSGIEnvironment) -> ReadBody | None:
