@@ -34,7 +34,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from wsgi_dbguard import failures
 from wsgi_dbguard.answers import Problem
 from wsgi_dbguard.failures import Failure
-from wsgi_dbguard.request import current
+from wsgi_dbguard.request import Request, current
 
 from .claims import active
 from .marker import Marker
@@ -229,7 +229,7 @@ class Store:
     def _locking(self, transaction: Callable[[Connection], T]) -> T | None:
         """What `transaction` returns; None: the row is locked."""
         try:
-            with _apart(), self.engine.begin() as connection:
+            with self.engine.begin() as connection:
                 return transaction(connection)
         except DBAPIError as error:
             if failures.classify(error) is Failure.LOCK_TIMEOUT:
@@ -237,15 +237,14 @@ class Store:
             raise
 
     def _alone(self, act: Callable[[Connection], T]) -> T:
-        with _apart():
-            if self._postgresql:
-                with self.engine.connect() as connection:
-                    return _in_autocommit(connection, act)
-            if self._reads_lock:
-                with self.engine.connect() as connection:
-                    return act(connection.execution_options(isolation_level="AUTOCOMMIT"))
-            with self.engine.begin() as connection:
-                return act(connection)
+        if self._postgresql:
+            with self.engine.connect() as connection:
+                return _in_autocommit(connection, act)
+        if self._reads_lock:
+            with self.engine.connect() as connection:
+                return act(connection.execution_options(isolation_level="AUTOCOMMIT"))
+        with self.engine.begin() as connection:
+            return act(connection)
 
     @cached_property
     def _reads_lock(self) -> bool:
@@ -262,17 +261,20 @@ class Store:
         Raises:
             Unreachable: if the database cannot be reached.
         """
-        for tries in range(1, _TRIES + 1):
-            try:
-                return act()
-            except Exception as error:
-                failure = failures.classify(error)
-                connecting = failures.classify(error, connecting=True) is Failure.UNAVAILABLE
-                if (failure in _PASSING and tries < _TRIES) or (connecting and tries < 2):
-                    continue
-                if failure is Failure.OTHER and not connecting:
-                    raise
-                raise Unreachable(str(error)) from error
+        with _apart() as limited:
+            for tries in range(1, _TRIES + 1):
+                try:
+                    return act()
+                except Exception as error:
+                    if limited is not None and limited.expired:
+                        raise Unreachable(str(error)) from error
+                    failure = failures.classify(error)
+                    connecting = failures.classify(error, connecting=True) is Failure.UNAVAILABLE
+                    if (failure in _PASSING and tries < _TRIES) or (connecting and tries < 2):
+                        continue
+                    if failure is Failure.OTHER and not connecting:
+                        raise
+                    raise Unreachable(str(error)) from error
         raise AssertionError("not reached")
 
 
@@ -310,11 +312,21 @@ def _in_autocommit(connection: Connection, act: Callable[[Connection], T]) -> T:
 
 
 @contextmanager
-def _apart() -> Iterator[None]:
-    """What is done in here is no deed of the request's."""
-    tokens = active.set(None), current.set(None)
+def _apart() -> Iterator[Request | None]:
+    """What is done in here is no deed of the request's.
+
+    Where the guard has a deadline, that is to hold all the same: then there is one for this alone, also after a request
+    that has spent its own. It is yielded.
+    """
+    request = current.get()
+    limits = [] if request is None else [each.limit for each in request.chain() if each.limit is not None]
+    own = None
+    if limits:
+        own = Request({})
+        own.limit = min(limits)
+    tokens = active.set(None), current.set(own)
     try:
-        yield
+        yield own
     finally:
         active.reset(tokens[0])
         current.reset(tokens[1])
