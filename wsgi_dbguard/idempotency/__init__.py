@@ -23,7 +23,8 @@ How: a row with the key is committed before the application runs (the claim, wit
 applied in the application's own transaction, just before its COMMIT, so either both last or none. Afterwards the answer
 is added. A claim whose lease is over, since its process died or was stopped, is given to the next one that asks: the
 old owner's COMMIT then finds no row of its own and fails (`ClaimLost`), so nothing is done twice. And a COMMIT whose
-reply was lost is looked up.
+reply was lost is looked up; where the application itself tries again first, its next COMMIT finds out: it fails as well
+if the lost one was carried out.
 
 If the row cannot be marked (a lock, a deadlock, a full disk, a lost connection), the application's COMMIT fails with
 the driver's error, and its transaction is rolled back for certain. Transactions in two phases are marked before they
@@ -35,7 +36,7 @@ fails later, has used up its key (409 "applied"). End such a transaction by a ro
 
 Only transactions by this one Engine (and its ``execution_options()`` copies) are marked, not those of another engine of
 the same database. With a ``search_path`` that is set for each tenant, give the table with its schema,
-``table="public.idempotency_keys"``.
+``table="public.idempotency_keys"``; with a role for each tenant (SET ROLE), grant them SELECT and UPDATE on it.
 
 In PostgreSQL's REPEATABLE READ and SERIALIZABLE a transaction that began before the claim, such as one that `principal`
 has left open, cannot see it: its COMMIT fails (`ClaimUnseen`, a serialization failure), nothing is done and the key is
