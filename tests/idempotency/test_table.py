@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import Engine
 
 from wsgi_dbguard.idempotency import create_table, ddl, purge
+from wsgi_dbguard.lab.mariadb import MariaDB
 
 from .conftest import KEYS, Database, Shop, post, rows, site, url_of
 
@@ -31,6 +32,19 @@ def test_old_keys_are_purged_in_batches_but_not_those_in_use(shop: Shop, engine:
     assert rows(database) == 1  # that one
     with pytest.raises(ValueError, match="older_than"):
         purge(engine, older_than=-1)
+
+
+def test_two_may_purge_at_once(database: Database, make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(url_of(database), isolation_level="SERIALIZABLE")
+    numbers = "seq_1_to_2000" if isinstance(database, MariaDB) else "generate_series(1, 2000) as of(seq)"
+    database.query(
+        f"insert into {KEYS} (id, owner, fingerprint, created, expires) "
+        f"select concat('k', seq), '', '', 1, 0 from {numbers}"
+    )
+    with ThreadPoolExecutor(3) as threads:
+        purges = [threads.submit(purge, engine, older_than=60, batch=50) for _ in range(3)]
+    assert sum(each.result() for each in purges) == 2000
+    assert rows(database) == 0
 
 
 def test_the_table_is_made_by_a_call_as_well(engine: Engine, shop: Shop, database: Database) -> None:
