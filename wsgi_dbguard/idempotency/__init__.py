@@ -52,9 +52,10 @@ stopped between the mark and its COMMIT keeps the row locked, until the server o
 (PostgreSQL: ``idle_in_transaction_session_timeout``); until then others get their 409. So does a transaction that was
 prepared, until somebody commits it or rolls it back.
 
-`Idempotent` belongs inside of `DBGuard`, which then may run a request again: as the same owner, and with
-what the row says about a COMMIT in doubt. The other way round nothing is done twice either, but a request that had
-committed a transaction that only read, before the database was lost, is told "outcome unknown" by the guard; and with
+`Idempotent` belongs inside of `DBGuard`, which then may run a request again: as the same owner, and with what the row
+says about a COMMIT in doubt. The guard's ``deadline`` bounds what is asked of the keys, each time anew, but not the
+mark, which is part of the COMMIT. The other way round nothing is done twice either, but a request that had committed a
+transaction that only read, before the database was lost, is told "outcome unknown" by the guard; and with
 `wsgi_dbguard.routing` an answer that is given again brings no position for the client's next reads.
 """
 
