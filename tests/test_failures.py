@@ -169,6 +169,12 @@ def test_sockets_own_error_which_pg8000_lets_through_is_a_disconnect(error: OSEr
     assert not refused(error)
 
 
+@pytest.mark.parametrize("interrupt", [SystemExit(1), type("Timeout", (BaseException,), {})(5), KeyError(1205)])
+def test_an_interrupt_with_a_number_is_no_answer_of_the_servers(interrupt: BaseException) -> None:
+    """gevent's Timeout has its seconds where MySQL's drivers have their number."""
+    assert not refused(interrupt)
+
+
 def test_deadline_of_the_application_is_no_failure_of_the_network() -> None:
     assert not network_failed(TimeoutError("too slow"))
 

@@ -135,7 +135,10 @@ def refused(error: BaseException) -> bool:
 
     An interrupt, a timeout of the driver's, or a broken wire is none.
     """
-    if any(cls.__name__ == "NotSupportedError" for cls in type(error).__mro__):
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if "Error" not in names:  # PEP 249's: else it is an interrupt, with a number of its own, such as gevent.Timeout(5)
+        return False
+    if "NotSupportedError" in names:
         return True  # psycopg's own for a refused PREPARE TRANSACTION, without the server's code
     code = code_of(error)
     # 2000 to 2999 are the errors of MySQL's client library: nothing came from the server.

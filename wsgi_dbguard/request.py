@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .link import Link
     from .stacks import Trace
 
-__all__ = ["NOTHING", "SAFE_METHODS", "Extra", "Owner", "Request", "arrivals", "current"]
+__all__ = ["NOTHING", "SAFE_METHODS", "Extra", "Owner", "Request", "arrivals", "current", "tokens"]
 
 NOTHING: Set[Any] = frozenset()  # most requests never write, and a WeakSet takes a while to make
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})  # RFC 9110, 9.2.1; TRACE is no application's
@@ -221,3 +221,5 @@ class Request(_Attempt):
 current: ContextVar[Request | None] = ContextVar("wsgi_dbguard.request", default=None)
 arrivals: list[Callable[[Request, dict[str, Any]], object]] = []
 """Optional modules, called with each attempt and its environ before the application is: they leave their `extras`."""
+tokens: set[str] = set()
+"""Optional modules' headers of a response, in small letters, that are for this one client: not to be sent again."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import PoolProxiedConnection
 from werkzeug.test import Client, TestResponse
@@ -77,6 +78,7 @@ class Shop:
         self.engine = engine
         self.strike = strike
         self.runs = 0
+        self.tries = 1  # of its transaction, within one run
         # Strike at each COMMIT, after the mark: what is put around it later comes before.
         do_commit = engine.dialect.do_commit
 
@@ -92,6 +94,17 @@ class Shop:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         self.runs += 1
         item = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])).decode()
+        for tries in range(1, self.tries + 1):
+            try:
+                self.order(item)
+                break
+            except DBAPIError:
+                if tries == self.tries:
+                    raise
+        start_response("201 Created", [("Content-Type", "text/plain")])
+        yield b"well"
+
+    def order(self, item: str) -> None:
         with Session(self.engine) as session:
             pid = session.scalar(self.backend) or 0
             session.connection().info["item"] = item, pid
@@ -101,8 +114,6 @@ class Shop:
             session.commit()
             self.strike("committed", item, pid)
             session.scalar(text("select 1"))
-        start_response("201 Created", [("Content-Type", "text/plain")])
-        yield b"well"
 
 
 def post(app: WSGIApplication, item: str) -> TestResponse:
@@ -172,6 +183,34 @@ def test_or_lets_the_guard_run_it_again(engine: Engine, proxy: FaultProxy, datab
     assert told(post(app, "a")) == (201, "well")
     assert post(app, "a").headers["Idempotent-Replayed"] == "true"
     assert (shop.runs, database.query("select item from orders")) == (2, [("a",)])
+
+
+@pytest.mark.parametrize("carried_out", [False, True])
+@pytest.mark.parametrize("wrap", [inside, alone])
+def test_an_application_that_tries_again_by_itself_commits_once(
+    engine: Engine, proxy: FaultProxy, database: PostgreSQL | MariaDB, wrap: Wrap, carried_out: bool
+) -> None:
+    """As with a decorator around its transaction: the next mark finds out what became of the COMMIT in doubt."""
+    shop = Shop(engine, once(lambda: proxy.drop_after(0, direction="server" if carried_out else "client")))
+    shop.tries = 3
+    app = wrap(shop)
+    expected = (409, "idempotency-applied") if carried_out else (201, "well")
+    assert [told(post(app, "a")), told(post(app, "a"))] == [expected, expected]
+    assert (shop.runs, database.query("select item from orders")) == (1, [("a",)])
+
+
+def test_what_it_does_wrong_afterwards_is_no_outcome_unknown(engine: Engine, proxy: FaultProxy) -> None:
+    shop = Shop(engine, once(lambda: proxy.drop_after(0, direction="client")))
+    shop.tries = 2
+
+    def fails(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        list(shop(environ, start_response))
+        raise KeyError("a bug")
+
+    app = DBGuard(Idempotent(fails, engine, principal=None), engine)
+    with pytest.raises(KeyError):
+        post(app, "a")
+    assert told(post(app, "a")) == (409, "idempotency-applied")
 
 
 @pytest.mark.parametrize("wrap", [inside, outside])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -79,6 +80,28 @@ def test_a_commit_that_the_server_refused_is_no_mark(engine: Engine, database: D
         assert outcomes == [[(False,)], [(True,)]]
     finally:
         database.query("drop table once")
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)  # MariaDB has no such state
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])  # pg8000 has an error of its own, also without a key
+def test_a_commit_that_rolls_back_what_failed_is_no_error_for_its_key(
+    database: Database, make_engine: Any, driver: str
+) -> None:
+    """PostgreSQL takes a COMMIT after a failed statement, without a word: as in a request without a key."""
+    engine: Engine = make_engine(database.url(driver))
+
+    def fails(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        with engine.connect() as connection:
+            connection.execute(text("insert into orders values ('x')"))
+            with suppress(DBAPIError):
+                connection.execute(text("select 1 / 0"))
+            connection.commit()
+        start_response("200 OK", [])
+        return [b"well"]
+
+    app = site(fails, engine)
+    assert [post(app, None).text, post(app).text] == ["well", "well"]
+    assert (orders(database), database.query(f"select applied from {KEYS}")) == ([], [(False,)])
 
 
 def test_the_mark_is_made_once_whatever_a_later_snapshot_says(database: Database, make_engine: Any) -> None:

@@ -107,3 +107,18 @@ def test_and_with_routing_it_brings_a_position(
     told.append(post(app))
     assert kind(told[-1]) == (409, "idempotency-applied")
     assert "DB-Position" in told[-1].headers
+
+
+@pytest.mark.parametrize("header", ["DB-Position", "X-Other-Position"])
+def test_but_never_the_position_of_the_first_one(
+    shop: Shop, engine: Engine, database: Database, make_engine: Callable[..., Engine], header: str
+) -> None:
+    """Outside of the guard it is part of the answer, whatever its name; it is not stored."""
+    replica = make_engine(url_of(database))
+    replicas = Replicas(engine, [replica], secret="secret", header=header)
+    app = Idempotent(DBGuard(shop, engine, replica), engine, principal=None)
+    assert replicas.stats()
+    first, second = post(app), post(app)
+    assert (header in first.headers, header in second.headers) == (True, False)
+    assert second.headers["Idempotent-Replayed"] == "true"
+    assert "Set-Cookie" not in second.headers

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import Engine
 
 from wsgi_dbguard.idempotency import create_table, ddl, purge
+from wsgi_dbguard.lab.mariadb import MariaDB
 
-from .conftest import KEYS, Database, Shop, post, rows, site
-
-if TYPE_CHECKING:
-    pass
+from .conftest import KEYS, Database, Shop, post, rows, site, url_of
 
 
 def test_old_keys_are_purged_in_batches_but_not_those_in_use(shop: Shop, engine: Engine, database: Database) -> None:
@@ -35,6 +34,19 @@ def test_old_keys_are_purged_in_batches_but_not_those_in_use(shop: Shop, engine:
         purge(engine, older_than=-1)
 
 
+def test_two_may_purge_at_once(database: Database, make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(url_of(database), isolation_level="SERIALIZABLE")
+    numbers = "seq_1_to_2000" if isinstance(database, MariaDB) else "generate_series(1, 2000) as of(seq)"
+    database.query(
+        f"insert into {KEYS} (id, owner, fingerprint, created, expires) "
+        f"select concat('k', seq), '', '', 1, 0 from {numbers}"
+    )
+    with ThreadPoolExecutor(3) as threads:
+        purges = [threads.submit(purge, engine, older_than=60, batch=50) for _ in range(3)]
+    assert sum(each.result() for each in purges) == 2000
+    assert rows(database) == 0
+
+
 def test_the_table_is_made_by_a_call_as_well(engine: Engine, shop: Shop, database: Database) -> None:
     create_table(engine, "made")
     create_table(engine, "made")
@@ -43,6 +55,22 @@ def test_the_table_is_made_by_a_call_as_well(engine: Engine, shop: Shop, databas
         assert [post(app).text, post(app).text] == ["apple 1", "apple 1"]
     finally:
         database.query("drop table made")
+
+
+def test_workers_that_start_at_once_all_make_it(make_engine: Callable[..., Engine], database: Database) -> None:
+    engines = [make_engine(url_of(database)) for _ in range(4)]
+    for each in engines:
+        each.connect().close()
+    together = threading.Barrier(len(engines))
+
+    def make(engine: Engine) -> None:
+        together.wait(60)
+        create_table(engine, "made")
+
+    with ThreadPoolExecutor(len(engines)) as threads:
+        for _ in range(5):
+            list(threads.map(make, engines))
+            database.query("drop table made")
 
 
 def test_the_command_prints_the_statements(run_python: Callable[..., str]) -> None:

@@ -23,7 +23,8 @@ How: a row with the key is committed before the application runs (the claim, wit
 applied in the application's own transaction, just before its COMMIT, so either both last or none. Afterwards the answer
 is added. A claim whose lease is over, since its process died or was stopped, is given to the next one that asks: the
 old owner's COMMIT then finds no row of its own and fails (`ClaimLost`), so nothing is done twice. And a COMMIT whose
-reply was lost is looked up.
+reply was lost is looked up; where the application itself tries again first, its next COMMIT finds out: it fails as well
+if the lost one was carried out.
 
 If the row cannot be marked (a lock, a deadlock, a full disk, a lost connection), the application's COMMIT fails with
 the driver's error, and its transaction is rolled back for certain. Transactions in two phases are marked before they
@@ -35,11 +36,12 @@ fails later, has used up its key (409 "applied"). End such a transaction by a ro
 
 Only transactions by this one Engine (and its ``execution_options()`` copies) are marked, not those of another engine of
 the same database. With a ``search_path`` that is set for each tenant, give the table with its schema,
-``table="public.idempotency_keys"``.
+``table="public.idempotency_keys"``; with a role for each tenant (SET ROLE), grant them SELECT and UPDATE on it.
 
 In PostgreSQL's REPEATABLE READ and SERIALIZABLE a transaction that began before the claim, such as one that `principal`
 has left open, cannot see it: its COMMIT fails (`ClaimUnseen`, a serialization failure), nothing is done and the key is
-free again. It will fail each time: let `principal`, and what stands around `Idempotent`, end their transactions.
+free again. It will fail each time: let `principal`, and what stands around `Idempotent`, end their transactions. In
+SERIALIZABLE the mark is a read and a write more, so now and then a reason more for a serialization failure.
 
 When not to use it: for effects outside this one database (mail, other databases); they are as often done as the
 application runs. Writes that are committed past SQLAlchemy, in autocommit, or by the server itself (DDL in MySQL), and
@@ -50,9 +52,10 @@ stopped between the mark and its COMMIT keeps the row locked, until the server o
 (PostgreSQL: ``idle_in_transaction_session_timeout``); until then others get their 409. So does a transaction that was
 prepared, until somebody commits it or rolls it back.
 
-`Idempotent` belongs inside of `DBGuard`, which then may run a request again: as the same owner, and with
-what the row says about a COMMIT in doubt. The other way round nothing is done twice either, but a request that had
-committed a transaction that only read, before the database was lost, is told "outcome unknown" by the guard; and with
+`Idempotent` belongs inside of `DBGuard`, which then may run a request again: as the same owner, and with what the row
+says about a COMMIT in doubt. The guard's ``deadline`` bounds what is asked of the keys, each time anew, but not the
+mark, which is part of the COMMIT. The other way round nothing is done twice either, but a request that had committed a
+transaction that only read, before the database was lost, is told "outcome unknown" by the guard; and with
 `wsgi_dbguard.routing` an answer that is given again brings no position for the client's next reads.
 """
 

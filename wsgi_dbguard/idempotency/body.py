@@ -22,6 +22,11 @@ class ReadBody(RecordedInput):
     _short = False  # the last read got less than it wanted: PEP 3333's streams do that at their end only
 
     @property
+    def length(self) -> int | None:
+        """In bytes, where it is known."""
+        return self._length
+
+    @property
     def broke_off(self) -> bool:
         return self._failed or (self._short and self._length is not None and self.consumed < self._length)
 

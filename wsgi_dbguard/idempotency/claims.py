@@ -1,7 +1,8 @@
 """The claim of the running request: marked in the application's own transactions, and what becomes of the mark.
 
 The mark is set at the first COMMIT of a transaction that may have written anything, on the same connection, just before
-it is sent. With a transaction that fails the mark is gone as well, and the next one sets it again.
+it is sent. With a transaction that fails the mark is gone as well, and the next one sets it again. So does the next one
+after a COMMIT whose reply was lost, if an application tries again by itself: it finds out what became of that one.
 
 PostgreSQL tells what has written anything. MariaDB and MySQL do not, and from here it is not to be known: a function
 that a SELECT calls may write, and the statements of a driver's own cursor are not seen. There each COMMIT is marked.
@@ -20,6 +21,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 
 from wsgi_dbguard import failures
 from wsgi_dbguard.failures import Failure
+from wsgi_dbguard.request import current
 
 from .marker import ClaimUnseen
 
@@ -32,7 +34,10 @@ _AWAY = frozenset({Failure.DISCONNECT, Failure.UNAVAILABLE, Failure.READ_ONLY, F
 
 
 class ClaimLost(OperationalError):
-    """The request took longer than its lease and another one has its key: its transaction was rolled back."""
+    """The transaction was rolled back: its request took longer than its lease and another one has its key.
+
+    Or the request has committed before, and was not told so: the reply was lost.
+    """
 
 
 class Claim:
@@ -90,11 +95,14 @@ class Claim:
         self.commits += 1
 
     def _mark(self, connection: PoolProxiedConnection) -> bool:
+        mark = self._store.mark_unmarked if self.in_doubt else self._store.mark
         try:
-            marked = self._store.mark(connection, self.id, self.owner)
+            marked = mark(connection, self.id, self.owner)
         except ClaimUnseen:
             self.unseen = True
             raise
+        if marked is False and self.in_doubt:  # or another one has the key: it is looked up before the answer
+            raise ClaimLost(None, None, RuntimeError("an earlier COMMIT, whose reply was lost, was carried out"))
         if marked is False:
             self.lost = True
             raise ClaimLost(None, None, RuntimeError("the Idempotency-Key was given to another request"))
@@ -103,6 +111,11 @@ class Claim:
     def committed(self) -> None:
         """What was pending has been carried out."""
         self._pending = None
+        if self._marking and self.in_doubt:
+            # The row was not marked, and its lock was free: what was in doubt has been rolled back.
+            self.in_doubt = False
+            if (request := current.get()) is not None:
+                request.in_doubt = False
 
     def failed(self, context: ExceptionContext) -> None:
         """An operation on a connection, or getting one, failed."""
@@ -121,12 +134,12 @@ class Claim:
     def settle(self, *, refused: bool) -> None:
         """What was pending has failed: the server `refused` it, or nobody knows."""
         self._pending = None
-        if not refused:
-            self.in_doubt = True
-            return
-        self.commits -= 1
         if self._marking:
             self.marked = self._marking = False
+        if refused:
+            self.commits -= 1
+        else:
+            self.in_doubt = True
 
     # Transactions in two phases
 

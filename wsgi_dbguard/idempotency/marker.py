@@ -20,7 +20,9 @@ __all__ = ["ClaimUnseen", "Marker"]
 
 _NUMBER = func.txid_current_if_assigned()  # PostgreSQL: None in a transaction that has not written
 _ASK_NUMBER = "SELECT txid_current_if_assigned(), current_setting('transaction_isolation')"
-_READ_ONLY_TRANSACTION = 1792  # MariaDB's and MySQL's answer to a write in START TRANSACTION READ ONLY
+# What is said to the mark of a transaction whose COMMIT makes nothing last: MariaDB and MySQL in one that is READ ONLY;
+# PostgreSQL after a statement that failed, in_failed_sql_transaction, where COMMIT is a ROLLBACK and no error.
+_NOTHING_LASTS = frozenset({1792, "25P02"})
 
 
 class ClaimUnseen(OperationalError):
@@ -54,7 +56,7 @@ class Marker:
     def __call__(self, connection: PoolProxiedConnection, key: str, owner: str) -> bool | None:
         """Mark the row as applied in the transaction of `connection`. False: it is not the row of `owner` any more.
 
-        None: the database says that the transaction has written nothing, so there is nothing to mark.
+        None: the database says that nothing of the transaction will last, so there is nothing to mark.
 
         Raises:
             ClaimUnseen: the transaction's snapshot does not show a row of `owner`.
@@ -79,7 +81,7 @@ class Marker:
                 return False
             raise ClaimUnseen(None, None, _TooOld())
         except Exception as error:
-            if self._postgresql or failures.code_of(error) != _READ_ONLY_TRANSACTION:
+            if failures.code_of(error) not in _NOTHING_LASTS:
                 raise
             return None
         finally:

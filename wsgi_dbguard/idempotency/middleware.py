@@ -132,10 +132,12 @@ class Idempotent:
         except ValueError:
             return MALFORMED
         request: Request | None = environ.get(REQUEST)
-        claim = Claim(self._store, self._id(key, environ), secrets.token_hex(16))
         fingerprint = self._fingerprint(body, environ)
         if body is not None and body.broke_off:
             return INCOMPLETE
+        claim = Claim(self._store, self._id(key, environ), secrets.token_hex(16))
+        if body is not None and body.rewindable:
+            body.rewind()  # `principal` may have read it, to check a signature
         try:
             found = self._store.claim(claim.id, fingerprint, claim.owner, _former(request, claim))
         except Unreachable as error:
@@ -163,6 +165,8 @@ class Idempotent:
         principal = None if self._principal is None else self._principal(environ)
         if principal is None:
             return _digest(key.encode())
+        if not isinstance(principal, str | bytes):
+            raise TypeError(f"principal gives a str, bytes or None, not {type(principal).__name__}: {principal!r}")
         return _digest(key.encode(), principal.encode() if isinstance(principal, str) else principal)
 
     def _record(self, environ: WSGIEnvironment) -> ReadBody | None:
@@ -177,8 +181,10 @@ class Idempotent:
     def _fingerprint(self, body: ReadBody | None, environ: WSGIEnvironment) -> str:
         """What tells this request from another one. Raises OSError if the client goes away."""
         content = b"" if body is None else body.beginning()
-        names = ("REQUEST_METHOD", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING", "CONTENT_LENGTH")
-        return _digest(*(environ.get(name, "").encode() for name in names), content)
+        # By another version of HTTP the same body may come without its length.
+        length = len(content) if body is None or body.length is None else body.length
+        names = ("REQUEST_METHOD", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING")
+        return _digest(*(environ.get(name, "").encode() for name in names), b"%d" % length, content)
 
 
 def _former(request: Request | None, claim: Claim) -> str | None:

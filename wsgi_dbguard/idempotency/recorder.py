@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from wsgi_dbguard.request import tokens
+
 from .store import Stored
 
 if TYPE_CHECKING:
@@ -14,8 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["REPLAYED", "Recorder", "replay"]
 
 REPLAYED = "Idempotent-Replayed"
-# Of the one client that got them: its cookies, and how far the database was when it wrote.
-_PRIVATE = frozenset({"set-cookie", "db-position"})
+_COOKIE = "set-cookie"
 
 
 class Recorder:
@@ -31,7 +32,8 @@ class Recorder:
 
     def begin(self, status: str, headers: Iterable[tuple[str, str]]) -> None:
         """The answer begins with these."""
-        kept = [(name, value) for name, value in headers if name.lower() not in _PRIVATE]
+        # Not what is for the one client that gets it: its cookies, and how far the database was when it wrote.
+        kept = [each for each in headers if (name := each[0].lower()) != _COOKIE and name not in tokens]
         self._head = json.dumps([status, kept]).encode()
         lengths = [value for name, value in kept if name.lower() == "content-length"]
         self._length = int(lengths[0]) if lengths and lengths[0].isdecimal() else None

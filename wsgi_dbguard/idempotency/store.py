@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any, TypeVar
 
 from sqlalchemy import (
@@ -33,7 +34,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from wsgi_dbguard import failures
 from wsgi_dbguard.answers import Problem
 from wsgi_dbguard.failures import Failure
-from wsgi_dbguard.request import current
+from wsgi_dbguard.request import Request, current
 
 from .claims import active
 from .marker import Marker
@@ -90,6 +91,7 @@ class Store:
         self._insert_values = self._insertion()
         mine = update(self._keys).where(columns.id == bindparam("key"), columns.owner == bindparam("by"))
         self.mark = Marker(engine, mine)
+        self.mark_unmarked = Marker(engine, mine.where(columns.applied == false()))
         self._over = mine.values(expires=bindparam("ended", type_=columns.expires.type))
         self._answered = mine.values(expires=_WELL, head=bindparam("answer_head"), body=bindparam("answer_body"))
 
@@ -115,10 +117,12 @@ class Store:
         """
         for _ in range(_TRIES):
             row = self._repeat(lambda: self._insert(key, fingerprint, owner))
-            if isinstance(row, bool):
-                if row:
-                    return None
+            if row is True:
+                return None
+            if row is False:
                 continue  # it was there, and then it was not
+            if row is None:
+                break  # and not once more: that was a long time
             if row.owner == owner:  # its own INSERT, whose reply was lost
                 return None
             given_up = row.owner == former
@@ -126,7 +130,7 @@ class Store:
                 return told
             if self._repeat(lambda seen=row.owner, now=given_up: self._take_over(key, seen, owner, now)):  # type: ignore[misc]
                 return None
-        return RUNNING  # it changes faster than it can be looked at
+        return RUNNING  # or it changes faster than it can be looked at
 
     def look(self, key: str, fingerprint: str) -> Problem | Stored | None:
         """What there is to tell of `key`; None: it is free.
@@ -167,8 +171,8 @@ class Store:
                 raise Unreachable("the row is locked")
             time.sleep(_PAUSE)
 
-    def _insert(self, key: str, fingerprint: str, owner: str) -> bool | Row[Any]:
-        """True: inserted; False: look again; else the row that is there."""
+    def _insert(self, key: str, fingerprint: str, owner: str) -> bool | Row[Any] | None:
+        """True: inserted; False: look again; None: in MySQL, it has waited for another one's; else the row."""
         given = {"key": key, "by": owner, "print": fingerprint}
 
         def postgresql(connection: Connection) -> bool | Row[Any]:
@@ -185,9 +189,9 @@ class Store:
             return self._alone(postgresql if self._postgresql else mysql)
         except IntegrityError:
             return False
-        except DBAPIError as error:  # MySQL's, of an INSERT that waited for another one
+        except DBAPIError as error:
             if failures.classify(error) is Failure.LOCK_TIMEOUT:
-                return False
+                return None
             raise
 
     def _row(self, connection: Connection, key: str) -> Row[Any] | None:
@@ -225,7 +229,7 @@ class Store:
     def _locking(self, transaction: Callable[[Connection], T]) -> T | None:
         """What `transaction` returns; None: the row is locked."""
         try:
-            with _apart(), self.engine.begin() as connection:
+            with self.engine.begin() as connection:
                 return transaction(connection)
         except DBAPIError as error:
             if failures.classify(error) is Failure.LOCK_TIMEOUT:
@@ -233,12 +237,23 @@ class Store:
             raise
 
     def _alone(self, act: Callable[[Connection], T]) -> T:
-        with _apart():
-            if not self._postgresql:
-                with self.engine.begin() as connection:
-                    return act(connection)
+        if self._postgresql:
             with self.engine.connect() as connection:
                 return _in_autocommit(connection, act)
+        if self._reads_lock:
+            with self.engine.connect() as connection:
+                return act(connection.execution_options(isolation_level="AUTOCOMMIT"))
+        with self.engine.begin() as connection:
+            return act(connection)
+
+    @cached_property
+    def _reads_lock(self) -> bool:
+        """Whether MySQL or MariaDB makes each SELECT of a transaction a SELECT … LOCK IN SHARE MODE.
+
+        In autocommit it does not, see "InnoDB Transaction Isolation Levels".
+        """
+        with self.engine.connect() as connection:
+            return connection.get_isolation_level() == "SERIALIZABLE"
 
     def _repeat(self, act: Callable[[], T]) -> T:
         """What `act` returns, which may be done twice.
@@ -246,17 +261,20 @@ class Store:
         Raises:
             Unreachable: if the database cannot be reached.
         """
-        for tries in range(1, _TRIES + 1):
-            try:
-                return act()
-            except Exception as error:
-                failure = failures.classify(error)
-                connecting = failures.classify(error, connecting=True) is Failure.UNAVAILABLE
-                if (failure in _PASSING and tries < _TRIES) or (connecting and tries < 2):
-                    continue
-                if failure is Failure.OTHER and not connecting:
-                    raise
-                raise Unreachable(str(error)) from error
+        with _apart() as limited:
+            for tries in range(1, _TRIES + 1):
+                try:
+                    return act()
+                except Exception as error:
+                    if limited is not None and limited.expired:
+                        raise Unreachable(str(error)) from error
+                    failure = failures.classify(error)
+                    connecting = failures.classify(error, connecting=True) is Failure.UNAVAILABLE
+                    if (failure in _PASSING and tries < _TRIES) or (connecting and tries < 2):
+                        continue
+                    if failure is Failure.OTHER and not connecting:
+                        raise
+                    raise Unreachable(str(error)) from error
         raise AssertionError("not reached")
 
 
@@ -294,11 +312,21 @@ def _in_autocommit(connection: Connection, act: Callable[[Connection], T]) -> T:
 
 
 @contextmanager
-def _apart() -> Iterator[None]:
-    """What is done in here is no deed of the request's."""
-    tokens = active.set(None), current.set(None)
+def _apart() -> Iterator[Request | None]:
+    """What is done in here is no deed of the request's.
+
+    Where the guard has a deadline, that is to hold all the same: then there is one for this alone, also after a request
+    that has spent its own. It is yielded.
+    """
+    request = current.get()
+    limits = [] if request is None else [each.limit for each in request.chain() if each.limit is not None]
+    own = None
+    if limits:
+        own = Request({})
+        own.limit = min(limits)
+    tokens = active.set(None), current.set(own)
     try:
-        yield
+        yield own
     finally:
         active.reset(tokens[0])
         current.reset(tokens[1])

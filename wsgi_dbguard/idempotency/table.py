@@ -25,6 +25,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 __all__ = ["TABLE", "clock", "create_table", "ddl", "make_table", "purge"]
@@ -90,14 +91,18 @@ def ddl(dialect: str, table: str = TABLE) -> str:
 
 
 def create_table(engine: Engine, table: str = TABLE) -> None:
-    """Make `table`, unless it is there.
+    """Make `table`, unless it is there. Workers that start at once may all call it.
 
     Raises:
         ValueError: for a database that is not supported.
         sqlalchemy.exc.DBAPIError: if the database refuses.
     """
     clock(engine.dialect.name)
-    make_table(table).create(engine, checkfirst=True)
+    made = make_table(table)
+    try:
+        made.create(engine, checkfirst=True)
+    except DBAPIError:  # PostgreSQL's own IF NOT EXISTS fails as well if another one makes it meanwhile
+        made.create(engine, checkfirst=True)
 
 
 def purge(engine: Engine, *, older_than: float, batch: int = 1000, table: str = TABLE) -> int:
@@ -113,10 +118,12 @@ def purge(engine: Engine, *, older_than: float, batch: int = 1000, table: str = 
     if not 0 <= older_than < math.inf or batch < 1:
         raise ValueError("older_than must be 0 seconds or more, batch 1 row or more")
     keys, now = make_table(table), clock(engine.dialect.name)
+    # Each statement is a transaction: with the engine's own level two that purge at once would be each other's failure.
+    engine = engine.execution_options(isolation_level="AUTOCOMMIT")
     past = (keys.c.created <= now - older_than) & (keys.c.expires <= now)
     deleted = 0
     while True:
-        with engine.begin() as connection:
+        with engine.connect() as connection:
             ids = connection.scalars(select(keys.c.id).where(past).limit(batch)).all()
             if ids:
                 # Asked again: one may have been taken over in the meantime.

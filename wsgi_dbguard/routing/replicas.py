@@ -87,6 +87,7 @@ class Replicas:
         registry.standbys.update((each.dialect, self.config.probe_timeout) for each in replicas)
         _groups[primary.dialect] = ref(self)
         _all.add(self)
+        request.tokens.add(self.config.header.lower())
         if _arrive not in request.arrivals:
             request.arrivals.append(_arrive)
 
