@@ -58,6 +58,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture
 def tab(browser: Browser, server: Server) -> Iterator[Browser]:
     """The page, open; at the end of the test nothing was complained of."""
+    browser.open("about:blank")  # what the page before asked for in vain is told of before this is there
     browser.errors.clear()
     browser.look()
     browser.open(server.url + "/-/db/", token=TOKEN)
@@ -87,8 +88,9 @@ def test_it_tells_of_an_outage_and_of_its_end_without_a_reload(
     database.stop()
     ask_quietly(server)
     tab.wait(title("Database away"))
-    assert "Away for" in tab.run("document.getElementById('workers-now').innerText")
-    assert "The database is away" in tab.run("document.getElementById('events-now').innerText")
+    # The state is known before the event is noted, and of another worker both are known a second later.
+    tab.wait("document.getElementById('workers-now').innerText.includes('Away for')")
+    tab.wait("document.getElementById('events-now').innerText.includes('The database is away')")
     for scheme in ("light", "dark"):
         tab.look(scheme=scheme)
         tab.shot(shots / f"{scheme}.png")
