@@ -80,7 +80,7 @@ def guard(engine: Engine, *, config: GuardConfig | None = None, **settings: Any)
     if not isinstance(engine, Engine):
         hint = "; give its .sync_engine" if hasattr(engine, "sync_engine") else ""
         raise TypeError(f"guard() takes a SQLAlchemy Engine, not {type(engine).__name__}{hint}")
-    registry.engines.add(engine)
+    registry.engines[engine] = None
     return _guard(engine, configuration(config, settings), explicit=True, changed=bool(config or settings))
 
 
