@@ -18,6 +18,8 @@ from wsgi_dbguard.guards import address, engine_of, guards
 from wsgi_dbguard.metrics.instruments import State, checks, most, retired
 from wsgi_dbguard.pool import PoolGuard
 
+from . import readiness
+
 __all__ = ["SLOT", "SLOTS", "History", "describe"]
 
 SLOT = 5
@@ -108,7 +110,7 @@ def _pool(guard: PoolGuard, names: dict[str, str]) -> dict[str, Any] | None:
     limit = most(engine.pool)
     in_use = stats["connections"] - stats["idle"]
     state = State(engine.pool, stats, 0, 0)
-    away_for = guard.breaker.away_for  # read once: it may come back at any moment
+    away_for = readiness.away_for(guard)  # read once: it may come back at any moment
     return {
         "name": name,
         "state": "away" if away_for is not None else _state(stats, engine.pool),
