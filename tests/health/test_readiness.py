@@ -210,6 +210,37 @@ def test_what_it_finds_away_is_so_on_the_page_though_requests_have_not_told(
     wait_until(lambda: away_for(ours) is None, timeout=30, what="its answer")
 
 
+def test_between_two_engines_other_greenlets_have_their_turn(run_python: Callable[..., str]) -> None:
+    program = """
+from wsgi_dbguard.health import readiness
+from gevent import monkey
+monkey.patch_all()
+import gevent
+from sqlalchemy import create_engine
+from wsgi_dbguard import guard
+
+signs = []
+
+def give_signs():
+    while True:
+        signs.append(1)
+        gevent.sleep(0.01)
+
+def block(pool_guard):
+    seen.append(len(signs))
+    monkey.get_original("time", "sleep")(0.1)
+    return readiness.READY
+
+seen = []
+readiness._look_at = block
+engines = [create_engine(f"postgresql+psycopg2://127.0.0.1:1/{name}") for name in "abc"]
+gevent.spawn(give_signs)
+guards = [guard(engine) for engine in engines]
+print(readiness.Readiness(lambda: guards).state(), seen == sorted(set(seen)))
+"""
+    assert run_python(program) == "ready True\n"
+
+
 def test_without_a_pool_it_asks_and_leaves_nothing_open(
     running: PostgreSQL, make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:

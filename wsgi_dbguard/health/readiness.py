@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import closing
@@ -97,6 +98,9 @@ class _Look:
         states = set()
         try:
             for guard in self.guards:
+                # A C driver blocks all greenlets; for all engines in one go it would be as long as gunicorn waits for
+                # a sign of life.
+                time.sleep(0.001)
                 _owing.setdefault(guard, monotonic())
                 states.add(state := _look_at(guard))
                 if state == READY:
