@@ -120,6 +120,11 @@ def test_engines_of_one_url_have_guards_of_different_names(make_engine: MakeEngi
     assert repr(second).startswith(f"<PoolGuard {second.name} pid=")
 
 
+def test_a_password_among_the_arguments_of_a_url_is_in_no_name(make_engine: MakeEngine) -> None:
+    engine = make_engine("postgresql+psycopg2:///nowhere?host=127.0.0.1&password=swordfish&sslpassword=swordfish")
+    assert guard(engine).name == "postgresql+psycopg2:///nowhere?host=127.0.0.1"
+
+
 def test_a_pool_with_a_logging_name_gives_it_to_its_guard(make_engine: MakeEngine) -> None:
     engines = [make_engine(NOWHERE, pool_logging_name="reports") for _ in range(2)]
     assert [guard(engine).name for engine in engines] == ["reports", "reports #2"]

@@ -44,6 +44,13 @@ def test_an_engine_is_known_from_its_creation_until_it_is_collected() -> None:
     assert all(each.url.drivername for each in registry.engines)
 
 
+def test_engines_are_told_in_the_order_in_which_they_were_made(make_engine: MakeEngine, listeners: None) -> None:
+    made = [make_engine("sqlite://") for _ in range(20)]
+    told: list[Engine] = []
+    registry.on_engine(told.append)
+    assert [each for each in told if each in made] == made
+
+
 def test_an_engines_own_creation_hooks_still_run(make_engine: MakeEngine) -> None:
     created: list[Engine] = []
 

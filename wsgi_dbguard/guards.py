@@ -12,6 +12,7 @@ Example::
 
 from __future__ import annotations
 
+import re
 import threading
 import weakref
 from typing import Any
@@ -27,6 +28,8 @@ from .settle import settle
 
 __all__ = ["address", "configuration", "engine_of", "guard", "guard_all", "guard_of", "guards", "has_server"]
 
+# Arguments of a URL: libpq's password and sslpassword, passwd of MySQL's drivers; what ODBC has in one of its own.
+_SECRET = re.compile("pass(?!file)|pwd|secret|token|odbc_connect", re.IGNORECASE)
 _guards: weakref.WeakKeyDictionary[Dialect, PoolGuard] = weakref.WeakKeyDictionary()  # of an engine and all its copies
 _lock = threading.RLock()
 _everywhere: GuardConfig | None = None
@@ -80,7 +83,7 @@ def guard(engine: Engine, *, config: GuardConfig | None = None, **settings: Any)
     if not isinstance(engine, Engine):
         hint = "; give its .sync_engine" if hasattr(engine, "sync_engine") else ""
         raise TypeError(f"guard() takes a SQLAlchemy Engine, not {type(engine).__name__}{hint}")
-    registry.engines.add(engine)
+    registry.engines[engine] = None
     return _guard(engine, configuration(config, settings), explicit=True, changed=bool(config or settings))
 
 
@@ -119,8 +122,10 @@ def _guard_of_the_pool(engine: Engine) -> PoolGuard | None:
 
 
 def _name(engine: Engine) -> str:
-    """The pool's logging name, else the URL without its password; with a number where another guard has that name."""
-    name = base = engine.pool.logging_name or engine.url.render_as_string(hide_password=True)
+    """The pool's logging name, else the URL without its passwords; with a number where another guard has that name."""
+    secret = [each for each in engine.url.query if _SECRET.search(each)]
+    url = engine.url.difference_update_query(secret)
+    name = base = engine.pool.logging_name or url.render_as_string(hide_password=True)
     taken = {each.name for each in guards()}
     number = 1
     while name in taken:

@@ -27,7 +27,8 @@ from .link import KEY, Link  # noqa: E402
 __all__ = ["engines", "family", "forget", "instances", "link_of", "links", "on_engine", "pool_of", "standbys"]
 
 links: set[Link] = set()
-engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+engines: weakref.WeakKeyDictionary[Engine, None] = weakref.WeakKeyDictionary()
+"""A set, in the order in which they were made: so each worker gives the same engine the same number and name."""
 standbys: weakref.WeakKeyDictionary[Dialect, float] = weakref.WeakKeyDictionary()
 """Of engines whose servers are meant to refuse writes: seconds in which a connection has to be open, or another server
 is taken."""
@@ -97,7 +98,7 @@ def _closed(connection: Any, entry: ConnectionPoolEntry) -> None:
 
 
 def _created(engine: Engine) -> None:
-    engines.add(engine)
+    engines[engine] = None
     for listener in _listeners:
         listener(engine)
 
@@ -118,7 +119,7 @@ def _install() -> None:
 
 def _find_what_exists() -> None:
     opened_at = "an unknown place, before wsgi_dbguard was imported"
-    engines.update(instances(Engine))
+    engines.update(dict.fromkeys(instances(Engine)))
     for each in instances(*family(ConnectionPoolEntry), *family(PoolProxiedConnection)):
         if each.dbapi_connection is None:
             continue

@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any
 
+import psycopg2
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 from sqlalchemy.pool import NullPool
 from werkzeug.test import Client
 
 from wsgi_dbguard import DBGuard, guard, registry
 from wsgi_dbguard.guards import guards
 from wsgi_dbguard.health import readiness
-from wsgi_dbguard.health.readiness import AWAY, READY, SILENT, Readiness
+from wsgi_dbguard.health.readiness import AWAY, READY, SILENT, Readiness, away_for
 from wsgi_dbguard.lab.postgres import PostgreSQL, ServerMissing
 from wsgi_dbguard.lab.process import wait_until
 from wsgi_dbguard.lab.proxy import FaultProxy
@@ -181,6 +182,63 @@ def test_a_refused_password_is_not_ready(
 ) -> None:
     engine = make_engine(running.url().replace("dbguard@", "nobody-known@"))
     assert fresh(judge(engine), monkeypatch) == AWAY
+
+
+def test_what_it_finds_away_is_so_on_the_page_though_requests_have_not_told(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine("postgresql+psycopg2://127.0.0.1:1/nowhere", pool_size=1, max_overflow=1)
+    refusal = psycopg2.OperationalError('FATAL:  password authentication failed for user "a"')
+    answering = threading.Event()
+
+    @event.listens_for(engine, "do_connect")
+    def connect(*_: object) -> Any:
+        raise refusal
+
+    ours, judgement = guard(engine, ping_timeout=0.1), judge(engine)
+    assert away_for(ours) is None
+    assert fresh(judgement, monkeypatch) == AWAY
+    wait_until(lambda: away_for(ours) is not None, timeout=30, what="more than a ping may take")
+    assert not ours.breaker.away  # a password that is refused is no outage
+    monkeypatch.setattr(readiness, "_ask", lambda *_: True)
+    assert fresh(judgement, monkeypatch) == READY
+    assert away_for(ours) is None
+    monkeypatch.setattr(readiness, "_ask", lambda *_: answering.wait(60))
+    assert fresh(judgement, monkeypatch) == SILENT
+    wait_until(lambda: away_for(ours) is not None, timeout=30, what="a look that takes too long")
+    answering.set()
+    wait_until(lambda: away_for(ours) is None, timeout=30, what="its answer")
+
+
+def test_between_two_engines_other_greenlets_have_their_turn(run_python: Callable[..., str]) -> None:
+    program = """
+from wsgi_dbguard.health import readiness
+from gevent import monkey
+monkey.patch_all()
+import gevent
+from sqlalchemy import create_engine
+from wsgi_dbguard import guard
+
+signs = []
+
+def give_signs():
+    while True:
+        signs.append(1)
+        gevent.sleep(0.01)
+
+def block(pool_guard):
+    seen.append(len(signs))
+    monkey.get_original("time", "sleep")(0.1)
+    return readiness.READY
+
+seen = []
+readiness._look_at = block
+engines = [create_engine(f"postgresql+psycopg2://127.0.0.1:1/{name}") for name in "abc"]
+gevent.spawn(give_signs)
+guards = [guard(engine) for engine in engines]
+print(readiness.Readiness(lambda: guards).state(), seen == sorted(set(seen)))
+"""
+    assert run_python(program) == "ready True\n"
 
 
 def test_without_a_pool_it_asks_and_leaves_nothing_open(

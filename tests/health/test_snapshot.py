@@ -69,6 +69,17 @@ def test_pools_of_one_address_have_names_of_their_own_and_events_the_name_of_the
     assert "somebody" not in str(told)
 
 
+def test_a_database_that_comes_back_meanwhile_is_not_told_as_away_since_no_time(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = guard(make_engine(URL))
+    stats = ours.stats()
+    monkeypatch.setattr(ours, "stats", lambda: {**stats, "away": True})  # a moment ago
+    pool = snapshot._pool(ours, {})
+    assert pool is not None
+    assert (pool["state"], pool["away_for"]) == ("unused", None)
+
+
 def test_a_pool_that_is_waited_for_is_exhausted_and_one_in_full_use_is_not(
     postgres: PostgreSQL, make_engine: Callable[..., Engine]
 ) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import closing
@@ -31,7 +32,7 @@ from wsgi_dbguard.link import KEY, Link
 from wsgi_dbguard.pool import PoolGuard
 from wsgi_dbguard.request import Request, current
 
-__all__ = ["AWAY", "READY", "SILENT", "Readiness"]
+__all__ = ["AWAY", "READY", "SILENT", "Readiness", "away_for"]
 
 logger = logging.getLogger(__name__)
 
@@ -97,13 +98,25 @@ class _Look:
         states = set()
         try:
             for guard in self.guards:
-                states.add(_look_at(guard))
+                # A C driver blocks all greenlets; for all engines in one go it would be as long as gunicorn waits for
+                # a sign of life.
+                time.sleep(0.001)
+                _owing.setdefault(guard, monotonic())
+                states.add(state := _look_at(guard))
+                if state == READY:
+                    _owing.pop(guard, None)
         except Exception:
             logger.exception("readiness could not be told")
             states.add(AWAY)
         finally:
             self.state = AWAY if AWAY in states else READY
             self.done.set()
+
+
+def away_for(guard: PoolGuard) -> float | None:
+    """Seconds since its database could not be reached, by the breaker, else by looks that met an error or no answer."""
+    owing = monotonic() - _owing.get(guard, float("inf"))
+    return guard.breaker.away_for or (owing if owing > guard.config.ping_timeout else None)
 
 
 def _is_needed(guard: PoolGuard) -> bool:
@@ -193,9 +206,11 @@ def _ask_beside(engine: Engine, guard: PoolGuard) -> bool:
 
 
 _all: weakref.WeakSet[Readiness] = weakref.WeakSet()
+_owing: weakref.WeakKeyDictionary[PoolGuard, float] = weakref.WeakKeyDictionary()  # since when without a good answer
 
 
 def _after_fork() -> None:
+    _owing.clear()
     for each in list(_all):
         each._forget()
 

@@ -18,6 +18,8 @@ from wsgi_dbguard.guards import address, engine_of, guards
 from wsgi_dbguard.metrics.instruments import State, checks, most, retired
 from wsgi_dbguard.pool import PoolGuard
 
+from . import readiness
+
 __all__ = ["SLOT", "SLOTS", "History", "describe"]
 
 SLOT = 5
@@ -108,10 +110,10 @@ def _pool(guard: PoolGuard, names: dict[str, str]) -> dict[str, Any] | None:
     limit = most(engine.pool)
     in_use = stats["connections"] - stats["idle"]
     state = State(engine.pool, stats, 0, 0)
-    away_for = guard.breaker.away_for
+    away_for = readiness.away_for(guard)  # read once: it may come back at any moment
     return {
         "name": name,
-        "state": _state(stats, engine.pool),
+        "state": "away" if away_for is not None else _state(stats, engine.pool),
         "away_for": None if away_for is None else round(away_for, 1),
         "in_use": in_use,
         "limit": limit,
@@ -126,8 +128,6 @@ def _pool(guard: PoolGuard, names: dict[str, str]) -> dict[str, Any] | None:
 
 
 def _state(stats: dict[str, Any], pool: Pool) -> str:
-    if stats["away"]:
-        return "away"
     if isinstance(pool, QueuePool) and places.is_waited_for(pool):
         return "exhausted"
     return "ready" if stats["connects"] or stats["connections"] else "unused"
