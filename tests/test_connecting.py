@@ -23,6 +23,7 @@ from wsgi_dbguard.connecting import bound, install
 from wsgi_dbguard.lab.drivers import DRIVERS, Driver, driver_named
 from wsgi_dbguard.lab.mariadb import MariaDB
 from wsgi_dbguard.lab.postgres import PostgreSQL
+from wsgi_dbguard.lab.proxy import FaultProxy
 from wsgi_dbguard.lab.wire import TIMEOUT
 from wsgi_dbguard.link import Link
 
@@ -140,6 +141,22 @@ def test_a_server_that_says_nothing_is_given_up(driver: Driver, silent: int) -> 
 @pytest.mark.parametrize("words", [b"", b"S", b"N"], ids=["silence", "TLS", "no TLS"])
 def test_pg8000_gives_up_wherever_the_server_stops(words: bytes, saying: Saying, make_engine: Make) -> None:
     assert_given_up(driver_named("pg8000"), words, saying, make_engine)
+
+
+@pytest.mark.parametrize("timeout", [{}, {"timeout": 50.0}], ids=str)
+def test_a_handshake_that_is_cut_is_an_error_of_the_drivers(
+    timeout: dict[str, Any], postgres: PostgreSQL, make_engine: Make
+) -> None:
+    driver = driver_named("pg8000")
+    if missing := driver.missing():
+        pytest.skip(missing)
+    with FaultProxy(postgres.host, postgres.port) as proxy:
+        url = driver.url(postgres.url_through(proxy.host, proxy.port))
+        engine = make_engine(url, connect_args=timeout)
+        install(engine.dialect, lambda: 10.0)
+        event.listen(engine, "do_connect", lambda *_: proxy.drop_after(4))
+        with pytest.raises(OperationalError, match="reset"):
+            engine.connect()
 
 
 @pytest.mark.slow
