@@ -303,6 +303,33 @@ def test_sqlalchemys_own_questions_on_the_first_connection_are_bounded_too(
 
 
 @pytest.mark.slow
+def test_first_connections_wait_for_each_other_no_longer_than_one_may_take(
+    server_of: Callable[..., Server], make_engine: Make
+) -> None:
+    """SQLAlchemy asks its questions under a lock until they were answered once."""
+    server, together, limit = server_of(driver_named("psycopg2")), 5, 3.0
+    opened = threading.Barrier(together, action=server.pause)
+    engine = make_engine(server.url("psycopg2"))
+
+    @event.listens_for(engine, "do_connect")
+    def connect(dialect: Any, entry: Any, arguments: Any, keywords: dict[str, Any]) -> Any:
+        connection = dialect.connect(*arguments, **keywords)
+        opened.wait(TIMEOUT)
+        return connection
+
+    guard(engine, connect_timeout=limit)
+    try:
+        with ThreadPoolExecutor(together) as threads:
+            begun = time.monotonic()
+            failures = [threads.submit(engine.connect) for _ in range(together)]
+            assert all(isinstance(each.exception(TIMEOUT), DBAPIError) for each in failures)
+            took = time.monotonic() - begun
+    finally:
+        server.resume()
+    assert took < 3 * limit
+
+
+@pytest.mark.slow
 def test_what_the_guard_asks_a_new_connection_is_bounded(server_of: Callable[..., Server], make_engine: Make) -> None:
     server = server_of(driver_named("psycopg2"))
     engine = make_engine(server.url("psycopg2"))
