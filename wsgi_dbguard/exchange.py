@@ -325,13 +325,16 @@ class Exchange:
 
     def close(self, body: Iterable[bytes]) -> None:
         """The server is done with `body`; an error of the application's own close() is the server's to see."""
+        token = current.set(self.request)
         try:
             self._close(body)
         finally:
-            self._end()
+            try:
+                self._end()
+            finally:
+                current.reset(token)
 
     def _close(self, body: Iterable[bytes] | None) -> None:
-        token = current.set(self.request)
         self.request.thread = threading.get_ident()
         try:
             close = getattr(body, "close", None)
@@ -340,8 +343,6 @@ class Exchange:
         except BaseException as error:
             self.request.fail(error)
             raise
-        finally:
-            current.reset(token)
 
     def _end(self) -> None:
         if self.request.ended is None:

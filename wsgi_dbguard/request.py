@@ -91,7 +91,7 @@ class Request(_Attempt):
     ended: float | None = None  # `time.monotonic()` seconds, as `started`
     held = 0.0  # seconds that it has waited for a database that was away, in all attempts
     limit: float | None = None  # seconds that it may spend in the database, in all attempts; see `deadline`
-    in_database = 0.0  # seconds that its statements took; counted where a limit is set
+    in_database = 0.0  # seconds that its statements and COMMITs took; counted where a limit is set
     expired = False  # it spent all that it may
     replayable = False  # the application says that it may run twice, see `replay.replayable`
     attempt = 1  # 2 when it runs again
