@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
-from . import answers, events, frameworks, leaks, sessions, tally
+from . import answers, events, failover, frameworks, leaks, sessions, tally
 from .answers import Problem
 from .body import END, Body, FileWrapper, SizedBody
 from .causes import failure_behind
@@ -224,7 +224,10 @@ class Exchange:
         request = self.request
         if self._sent:
             return None
-        failure = request.database_failure = self._failure(error)
+        failure = self._failure(error)
+        if failure is Failure.READ_ONLY and failover.is_own(request):
+            failure = None
+        request.database_failure = failure
         closed = False
         if failure is not None and self._may_run_again(environ):
             # What runs at its close belongs to this attempt, and may commit. Then the sessions.

@@ -69,6 +69,8 @@ class _Attempt:
     lent: Container[Session] = ()  # sessions that other threads used
     in_doubt: bool = False  # a connection was lost during its commit
     database_failure: Failure | None = None  # the last one
+    refused: Link | None = None  # on which a write was, as read-only; until it is known why, see `failover`
+    asked_for_it: bool = False  # then: because the application wanted no writes there
     told: bool = False  # the framework told of an exception that it makes a response of, see `frameworks`
     blamed: Failure | None = None  # then: what the database did to cause that
     failure: type[BaseException] | None = None  # what the application raised first through the middleware
