@@ -306,24 +306,64 @@ def test_outside_a_request_nothing_is_cut_off(site: Site) -> None:
     assert replaced(site) == ({}, 0)
 
 
-@pytest.mark.parametrize("driver", [driver_named("pymysql")], ids=str)
-def test_the_second_phase_of_a_commit_is_in_doubt_as_well(site: Site) -> None:
-    """Which SQLAlchemy's MySQL dialects send as a statement: not to be cancelled all the same."""
+@quick_drivers
+@pytest.mark.parametrize("phase", ["prepare", "commit"])
+def test_a_commit_in_two_phases_is_in_doubt_in_either(site: Site, phase: str, caplog: pytest.LogCaptureFixture) -> None:
+    """SQLAlchemy's MySQL dialects send statements for it: not to be cancelled all the same."""
+    server = site.server
+    if isinstance(server, PostgreSQL) and server.query("show max_prepared_transactions") == [("0",)]:
+        server.query("alter system set max_prepared_transactions = 4")
+        server.restart()
 
     def view(site: Site) -> Iterable[bytes]:
         with site.engine.connect() as connection:
             transaction = connection.begin_twophase()
             connection.execute(text("INSERT INTO ended VALUES ('once')"))
-            transaction.prepare()
-            site.server.pause()
+            if phase == "commit":
+                transaction.prepare()
+            server.pause()
             transaction.commit()
         return [b"saved"]
 
     response, seconds = ask(site, view, method="POST")
     assert (response.status_code, kind(response)) == (503, "outcome-unknown")
-    assert DEADLINE + PING_TIMEOUT / 2 <= seconds < LONG
-    for _, _, _, xid in site.server.query("xa recover"):
-        site.server.query("xa rollback %s", xid)
+    assert PING_TIMEOUT <= seconds < LONG
+    assert "a query was" not in caplog.text
+    # Others are not to wait for its locks.
+    if isinstance(server, PostgreSQL):
+        for (name,) in server.query("select gid from pg_prepared_xacts"):
+            server.query(f"rollback prepared '{name}'")
+    else:
+        for *_, name in server.query("xa recover"):
+            server.query("xa rollback %s", name)
+
+
+@pytest.mark.parametrize("driver", [driver_named("pymysql"), driver_named("mysqlclient")], ids=str)
+def test_a_driver_s_mode_that_cannot_be_put_back_is_not_waited_for(site: Site) -> None:
+    """At the checkout of the next request, by the guard: for PyMySQL and mysqlclient that is a round trip."""
+
+    def leave(site: Site) -> Iterable[bytes]:
+        with site.engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+            driver: Any = connection.connection.dbapi_connection
+            driver.autocommit(True)
+        return [b"left"]
+
+    def view(site: Site) -> Iterable[bytes]:
+        with site.engine.connect():
+            return [b"never"]
+
+    guarded = DBGuard(site, site.engine, deadline=DEADLINE, ping_timeout=PING_TIMEOUT, connect_timeout=2.0)
+    site.view = leave
+    assert Client(guarded).get("/").text == "left"
+    site.view = view
+    with stopped(site.server):
+        site.server.pause()
+        begun = time.monotonic()
+        response = Client(guarded).get("/", buffered=True)
+        seconds = time.monotonic() - begun
+    assert (response.status_code, kind(response)) == (503, "unavailable")
+    assert PING_TIMEOUT <= seconds < LONG
 
 
 PROGRAM = """
