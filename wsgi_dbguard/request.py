@@ -17,13 +17,14 @@ from .failures import Failure
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
+    from sqlalchemy.engine import Dialect
     from sqlalchemy.orm import Session
     from sqlalchemy.pool import PoolProxiedConnection
 
     from .link import Link
     from .stacks import Trace
 
-__all__ = ["NOTHING", "SAFE_METHODS", "Extra", "Owner", "Request", "arrivals", "current", "tokens"]
+__all__ = ["NOTHING", "SAFE_METHODS", "Extra", "Owner", "Request", "arrivals", "current", "tokens", "unseen"]
 
 NOTHING: Set[Any] = frozenset()  # most requests never write, and a WeakSet takes a while to make
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})  # RFC 9110, 9.2.1; TRACE is no application's
@@ -223,5 +224,8 @@ class Request(_Attempt):
 current: ContextVar[Request | None] = ContextVar("wsgi_dbguard.request", default=None)
 arrivals: list[Callable[[Request, dict[str, Any]], object]] = []
 """Optional modules, called with each attempt and its environ before the application is: they leave their `extras`."""
+unseen: list[Callable[[Request, Dialect], object]] = []
+"""Optional modules, called where a request may write what is not to be seen: it takes a connection past SQLAlchemy's
+Connection, or any, if its method is not safe; or it commits what counts, see `transactions`."""
 tokens: set[str] = set()
 """Optional modules' headers of a response, in small letters, that are for this one client: not to be sent again."""

@@ -22,6 +22,7 @@ import os
 import threading
 import warnings
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import Connection, event
@@ -36,6 +37,7 @@ __all__ = ["release", "use", "watch"]
 
 logger = logging.getLogger(__name__)
 
+current_request = current.get
 _lock = threading.Lock()
 # In a session's info: the requests that use it, weakly, as a test client may drop a response without closing it. The
 # requests of a parent process are of no interest to its child.
@@ -59,28 +61,30 @@ def watch() -> None:
 
 
 def _on_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    _on_use(session)
+    seen = weakref.ref(session)
     link: Link | None = connection.info.get(KEY)
     if link is not None:
-        link.session = weakref.ref(session)
+        link.session = seen
         link.within = weakref.ref(connection)
+    request = current_request()
+    if request is not None and (seen not in request.sessions or threading.get_ident() != request.thread):
+        use(seen, request)
 
 
 def _on_use(session: Session, *ignored: Any) -> None:
-    request = current.get()
+    request = current_request()
     if request is not None:
-        use(weakref.ref(session), request)
+        seen = weakref.ref(session)
+        if seen not in request.sessions or threading.get_ident() != request.thread:
+            use(seen, request)
 
 
 def use(seen: weakref.ref[Session], request: Request) -> None:
-    """`request` does something with this Session."""
-    lent = threading.get_ident() != request.thread
-    if seen in request.sessions and not lent:
-        return
+    """`request` does something with this Session, for the first time or in a thread of the application's own."""
     session = seen()
     if session is None:
         return
-    if lent:
+    if threading.get_ident() != request.thread:
         request.lend(session)
         return
     told = None
@@ -88,8 +92,9 @@ def use(seen: weakref.ref[Session], request: Request) -> None:
         if request.ended is not None:  # a thread of the application's goes on
             return
         request.sessions.append(seen)
-        others = _running(session)
-        session.info[_key] = [*map(weakref.ref, others), weakref.ref(request)]
+        info = session.info
+        others = _running(info.get(_key, ()))
+        info[_key] = [*map(weakref.ref, others), weakref.ref(request)]
         if others and session not in _told and not all(_related(request, each) for each in others):
             _told.add(session)
             paths = " and ".join(sorted(f"{each.method} {each.path}" for each in (*others, request)))
@@ -99,10 +104,9 @@ def use(seen: weakref.ref[Session], request: Request) -> None:
         warnings.warn(told, SharedSessionWarning, stacklevel=3)
 
 
-def _running(session: Session) -> list[Request]:
-    """The requests that use `session` and have not ended."""
-    known = session.info.get(_key)
-    return [request for each in known if (request := each()) is not None] if known else []
+def _running(known: Iterable[weakref.ref[Request]]) -> list[Request]:
+    """Those of the requests that use a Session which have not ended."""
+    return [request for each in known if (request := each()) is not None]
 
 
 def _related(one: Request, other: Request) -> bool:
@@ -126,7 +130,7 @@ def release(request: Request, leaks: str) -> str:
         if session is None:
             continue
         with _lock:
-            alone = all(each is request for each in _running(session))
+            alone = all(each is request for each in _running(session.info.get(_key, ())))
         if alone and leaks != "off" and session not in request.lent and session.in_transaction():
             left += 1
             if request.trace is not None:
@@ -134,7 +138,9 @@ def release(request: Request, leaks: str) -> str:
             if leaks != "warn":
                 _roll_back(session)
         with _lock:  # only now: whoever takes it in the meantime is told
-            session.info[_key] = [weakref.ref(each) for each in _running(session) if each is not request]
+            session.info[_key] = [
+                weakref.ref(each) for each in _running(session.info.get(_key, ())) if each is not request
+            ]
     request.sessions.clear()
     if not left:
         return ""

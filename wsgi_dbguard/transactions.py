@@ -4,7 +4,7 @@ A request may run a second time only if its first run has left nothing behind. S
 write last counts as a commit, and what cannot be known counts as well: a COMMIT whose reply was lost (in doubt), a
 write in autocommit, a statement with which the server commits by itself (DDL in MySQL, CALL), a COMMIT typed as text,
 several statements in one text; and each connection that was taken past SQLAlchemy's Connection is counted apart
-(`Engine.raw_connection`: its statements are not to be seen).
+(`Engine.raw_connection`: its statements are not to be seen, see `checkout`).
 
 What only reads does not count in a request whose method is safe: committing it changes nothing. In any other request
 each COMMIT counts, since a function that a SELECT calls may write; so does a SELECT that calls one in autocommit.
@@ -16,38 +16,35 @@ its own that do not run in a copy of the request's context.
 Statements are seen by the dialect's events (`do_execute`), COMMIT and ROLLBACK by methods of the dialect that are put
 around its own. SQLAlchemy's connection events (`before_cursor_execute`, `commit`, …) would tell the same, but the first
 listener to any of them makes each statement some 6 µs and each Connection some 20 µs dearer. Optional modules that want
-to know as well are told from here (`sent`, `unseen`).
+to know as well are told from here (`sent`, `request.unseen`).
 """
 
 from __future__ import annotations
 
 import functools
 import re
-import sys
+import threading
 import weakref
 from collections.abc import Callable
 from functools import lru_cache
-from types import FrameType
 from typing import Any
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import Dialect, ExecutionContext
 from sqlalchemy.pool import PoolProxiedConnection
 
-from . import failover, sessions, state
+from . import checkout, failover, sessions, state
 from .changes import touches
 from .link import KEY, Link
-from .request import NOTHING, Request, current
+from .request import Request, current, unseen
 
-__all__ = ["commits_by_itself", "hides", "may_have_written", "only_reads", "sent", "unseen", "watch"]
+__all__ = ["commits_by_itself", "hides", "may_have_written", "only_reads", "sent", "watch"]
 
 sent: list[Callable[[Request, Connection, bool], object]] = []
 """Optional modules, called with each statement of a request that may write, and whether it plainly reads all the same:
 in a request whose method is safe most of those that do are not told of."""
-unseen: list[Callable[[Request, Dialect], object]] = []
-"""Optional modules, called where a request may write what is not to be seen: it takes a connection past SQLAlchemy's
-Connection, or any, if its method is not safe; or it commits what counts, see above."""
 
+current_request = current.get
 _watched: weakref.WeakSet[Dialect] = weakref.WeakSet()
 
 _WORD = re.compile(r"(?:\s|/\*.*?\*/|--[^\n]*\n|\()*([a-z]+)", re.IGNORECASE | re.DOTALL)
@@ -104,13 +101,13 @@ def watch(engine: Engine) -> None:
     if dialect in _watched:
         return
     _watched.add(dialect)
-    event.listen(engine, "checkout", functools.partial(_on_checkout, weakref.ref(dialect)))
+    checkout.listen()
     event.listen(engine, "do_execute", _on_statement)
     event.listen(engine, "do_executemany", _on_statement)
     event.listen(engine, "do_execute_no_params", _on_statement_alone)
     on_commit = functools.partial(_on_commit, dialect)
     dialect.do_commit = _told(on_commit, dialect.do_commit)  # type: ignore[method-assign]
-    dialect.do_rollback = _told(_on_rollback, dialect.do_rollback)  # type: ignore[method-assign]
+    dialect.do_rollback = _on_rollback(dialect.do_rollback)  # type: ignore[method-assign, assignment]
     for name in ("do_prepare_twophase", "do_commit_twophase"):  # after the first of them, others may commit it
         setattr(dialect, name, _told(lambda connection: on_commit(connection.connection), getattr(dialect, name)))
 
@@ -126,50 +123,13 @@ def _told(listener: Callable[[Any], None], method: Callable[..., Any]) -> Callab
     return told
 
 
-def _on_checkout(dialect: weakref.ref[Dialect], *ignored: Any) -> None:
-    request = current.get()
-    if request is None:
-        return
-    past = not _is_connections()
-    if past:
-        request.note(unseen=1)
-    if unseen and (past or not request.safe) and (of := dialect()) is not None:
-        for tell in unseen:
-            tell(request, of)
-
-
-# A Connection takes its connection when it is made, and once more after that one was invalidated.
-_CONNECTIONS = frozenset({Connection.__init__.__code__, Connection._revalidate_connection.__code__})
-_NEAR = 14  # frames; SQLAlchemy's own are five
-_found_at = 2  # the last time; mostly it is there again, and to look at each frame is dear
-
-
-def _is_connections() -> bool:
-    """Whether it is a Connection that takes this one from the pool. An event would tell as well, see above."""
-    global _found_at
-    try:
-        if sys._getframe(_found_at).f_code in _CONNECTIONS:
-            return True
-    except ValueError:  # there are not so many
-        pass
-    frame: FrameType | None = sys._getframe(2)
-    for depth in range(2, _NEAR):
-        if frame is None:
-            return False
-        if frame.f_code in _CONNECTIONS:
-            _found_at = depth
-            return True
-        frame = frame.f_back
-    return False
-
-
 def _on_statement_alone(cursor: Any, statement: str, context: ExecutionContext) -> None:
     _on_statement(cursor, statement, None, context)
 
 
 def _on_statement(cursor: Any, statement: Any, parameters: Any, context: ExecutionContext) -> None:
     # The hot path: each line is paid for every statement, see tests/benchmarks/growth.py.
-    request = current.get()
+    request = current_request()
     if request is None:
         return
     connection = context.root_connection
@@ -177,8 +137,13 @@ def _on_statement(cursor: Any, statement: Any, parameters: Any, context: Executi
         link: Link | None = connection.connection.info.get(KEY)
     except NotImplementedError:  # the dialect's own questions on the very first connection, which has no pool entry yet
         return
-    if link is not None and link.session is not None and link.within() is connection:
-        sessions.use(link.session, request)
+    if (
+        link is not None
+        and (session := link.session) is not None
+        and (session not in request.sessions or threading.get_ident() != request.thread)
+        and link.within() is connection
+    ):
+        sessions.use(session, request)
     request.statements += 1
     request.committing = None
     if not isinstance(statement, str):  # drivers take bytes, and texts of a type of their own
@@ -216,7 +181,7 @@ def _in_autocommit(connection: Connection) -> bool:
 
 def _on_commit(dialect: Dialect, proxied: PoolProxiedConnection) -> None:
     # It comes before the COMMIT is sent: from here on it counts, until the server itself says that it failed.
-    request = current.get()
+    request = current_request()
     if request is None:
         return
     if request.changes:
@@ -233,8 +198,6 @@ def _on_commit(dialect: Dialect, proxied: PoolProxiedConnection) -> None:
 
 def _written_on(proxied: PoolProxiedConnection, request: Request) -> Connection | None:
     """The Connection by which `request` has written on `proxied`, and has not committed that."""
-    if request.unfinished is NOTHING and request.outer is None:
-        return None
     for each in request.chain() if request.outer is not None else (request,):
         for connection in each.unfinished or ():  # an empty WeakSet is dear to walk
             if not connection.closed and not connection.invalidated and connection.connection is proxied:
@@ -252,17 +215,24 @@ def hides(dialect: Dialect) -> bool:
     return any(each is not _on_statement for each in listeners)
 
 
-def _on_rollback(proxied: PoolProxiedConnection) -> None:
-    request = current.get()
-    if request is not None:
-        if request.refused is not None:
-            failover.ask(request, proxied)
-        request.committing = None
-        written = _written_on(proxied, request)
-        if written is not None:
-            request.written(written)
-        if request.changes:
-            state.rolled_back(proxied)
+def _on_rollback(method: Callable[[PoolProxiedConnection], None]) -> Callable[[PoolProxiedConnection], None]:
+    """`method` of a dialect, which is called once or twice for each checkout: so without `_told`'s way round."""
+
+    @functools.wraps(method)
+    def do_rollback(proxied: PoolProxiedConnection) -> None:
+        request = current_request()
+        if request is not None:
+            if request.refused is not None:
+                failover.ask(request, proxied)
+            request.committing = None
+            written = _written_on(proxied, request) if request.unfinished or request.outer is not None else None
+            if written is not None:
+                request.written(written)
+            if request.changes:
+                state.rolled_back(proxied)
+        method(proxied)
+
+    return do_rollback
 
 
 def may_have_written(proxied: PoolProxiedConnection, request: Request) -> bool:
