@@ -74,6 +74,10 @@ class PoolGuard:
             event.listen(engine, "connect", self._on_connect)
             self.breaker.install(engine, self)
             checkout.listen()
+            # Last: what is opened meanwhile has either been told to the listeners or is found here.
+            for link in list(registry.links):
+                if registry.pool_of(link.entry()) is engine.pool:
+                    link.guard = self
             # A private name, for a word of advice only.
             if getattr(engine.pool, "_pre_ping", False):
                 logger.warning("%s: pool_pre_ping beside the guard is a needless round trip at each checkout", self)
@@ -225,7 +229,7 @@ class PoolGuard:
         if not here[0]:
             fork.after_fork()
             raise self.replace("forked", link)
-        if link.guard is None:  # opened before this guard came
+        if link not in self._links:  # opened before this guard came
             link.tune(self.config)
             self._adopt(link)
             if link.born < self._condemned:
