@@ -229,7 +229,7 @@ class PoolGuard:
         if not here[0]:
             fork.after_fork()
             raise self.replace("forked", link)
-        if link not in self._links:  # opened before this guard came
+        if link.doomed is None and link not in self._links:  # opened before this guard came
             link.tune(self.config)
             self._adopt(link)
             if link.born < self._condemned:
