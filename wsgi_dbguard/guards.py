@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 import threading
 import weakref
+from collections.abc import Container
 from typing import Any
 
 from sqlalchemy import Engine
@@ -26,7 +27,17 @@ from .errors import SettingError
 from .pool import PoolGuard
 from .settle import settle
 
-__all__ = ["address", "configuration", "engine_of", "guard", "guard_all", "guard_of", "guards", "has_server"]
+__all__ = [
+    "address",
+    "configuration",
+    "engine_of",
+    "guard",
+    "guard_all",
+    "guard_of",
+    "guards",
+    "has_server",
+    "numbered",
+]
 
 # Arguments of a URL: libpq's password and sslpassword, passwd of MySQL's drivers; what ODBC has in one of its own.
 _SECRET = re.compile("pass(?!file)|pwd|secret|token|odbc_connect", re.IGNORECASE)
@@ -67,6 +78,15 @@ def address(engine: Engine) -> str:
     url = engine.url
     port = "" if url.port is None else f":{url.port}"
     return engine.pool.logging_name or f"{url.host or ''}{port}/{url.database or ''}"
+
+
+def numbered(name: str, taken: Container[str]) -> str:
+    """`name`, with a number where it is taken."""
+    found, number = name, 1
+    while found in taken:
+        number += 1
+        found = f"{name} #{number}"
+    return found
 
 
 def guard(engine: Engine, *, config: GuardConfig | None = None, **settings: Any) -> PoolGuard:
@@ -119,13 +139,8 @@ def _name(engine: Engine) -> str:
     """The pool's logging name, else the URL without its passwords; with a number where another guard has that name."""
     secret = [each for each in engine.url.query if _SECRET.search(each)]
     url = engine.url.difference_update_query(secret)
-    name = base = engine.pool.logging_name or url.render_as_string(hide_password=True)
-    taken = {each.name for each in guards()}
-    number = 1
-    while name in taken:
-        number += 1
-        name = f"{base} #{number}"
-    return name
+    name = engine.pool.logging_name or url.render_as_string(hide_password=True)
+    return numbered(name, {each.name for each in guards()})
 
 
 def configuration(config: GuardConfig | None, settings: dict[str, Any]) -> GuardConfig:

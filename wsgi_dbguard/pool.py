@@ -70,7 +70,6 @@ class PoolGuard:
         if engine.dialect.name != "sqlite" and not engine.dialect.is_async:
             event.listen(engine, "do_connect", self._before_connect)
             connecting.install(engine.dialect, self._connect_timeout)
-            event.listen(engine, "connect", self._on_opened, insert=True)
             event.listen(engine, "connect", self._on_connect)
             self.breaker.install(engine, self)
             checkout.listen()
@@ -172,8 +171,11 @@ class PoolGuard:
         limits = [self.config.connect_timeout, self.probe_timeout]
         return min((each for each in limits if each is not None), default=None)
 
-    def _on_opened(self, connection: Any, entry: ConnectionPoolEntry) -> None:
-        """Before SQLAlchemy's own questions, and the user's, which belong to the opening and to its time."""
+    def begin_opening(self, connection: Any, entry: ConnectionPoolEntry) -> None:
+        """The handshake is over. SQLAlchemy's own questions, and the user's, belong to the opening and to its time.
+
+        So does the turn for them: those of the first connections of an engine are asked one after the other.
+        """
         link = registry.link_of(connection, entry)
         link.tune(self.config)
         timeout = self._connect_timeout()
