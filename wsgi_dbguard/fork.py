@@ -35,7 +35,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable
-from types import FrameType, FunctionType
+from types import FrameType
 from typing import Any
 
 from sqlalchemy import Connection, Engine
@@ -58,7 +58,6 @@ _graveyard: list[object] = []  # the parent's DBAPI connections
 with contextlib.suppress(AttributeError):  # only CPython counts references
     _ctypes.Py_INCREF(_graveyard)
 _told = mmap.mmap(-1, 1)  # shared by all children of this process: is the warning out?
-_PLAIN = frozenset({int, float, str, bool, type(None), FunctionType})  # what most of a pool's attributes are
 _SUBPROCESS = frozenset({"subprocess", "gevent.subprocess"})
 _callbacks: list[Callable[[], object]] = []
 _held: dict[int, list[object]] = {}  # by thread: what must not be collected while it forks
@@ -102,18 +101,19 @@ def _cut_off() -> None:
     inherited = [link for link in list(registry.links) if _is_inherited(link, child)]
     _sever(inherited)  # before all that may fail
     registry.links.difference_update(inherited)
-    in_use = _empty(inherited)
+    engines = list(registry.engines)
+    pools = {id(engine.pool): engine.pool for engine in engines}
+    in_use = _empty(inherited, pools)
     for callback in (watchdog.reset_after_fork, tally.reset, events.reset, *_callbacks):
         _attempt(callback)
-    engines = list(registry.engines)
-    unlocked = {id(pool) for pool in _pools(engines, inherited) if _attempt(_free_locks, pool)}
+    unlocked = {number for number, pool in pools.items() if _attempt(_free_locks, pool)}
     if in_use:
         _attempt(_let_go, child)
     # From here on a checkout is safe: by another thread, or by a user's listener in the next lines.
     pid = child
     process.claim()
     for engine in engines:
-        if not _in_memory(engine) and not (id(engine.pool) in unlocked and _is_as_new(engine)):
+        if not _in_memory(engine) and not (id(engine.pool) in unlocked and _is_as_new(engine.pool)):
             _attempt(engine.dispose, close=False)
     # Told with the first event of a pool: a child that needs no connection is not to write anything.
     tally.counts["severed", ""] += len(inherited)
@@ -145,14 +145,22 @@ def _sever(links: Iterable[Link]) -> None:
         os.close(end)
 
 
-def _empty(links: list[Link]) -> bool:
-    """Have their pool entries connect anew at the next checkout. Whether somebody may hold one of the connections."""
+def _empty(links: list[Link], pools: dict[int, Pool]) -> bool:
+    """Have their pool entries connect anew at the next checkout. Whether somebody may hold one of the connections.
+
+    Their pools are added to `pools`, which has them by id: the class of one may be a user's, without a hash.
+    """
     in_use = False
     for link in links:
-        connection, entry = link.connection(), link.entry()
-        in_use = in_use or link.in_use
-        if entry is not None and entry.dbapi_connection is connection:
-            entry.dbapi_connection = None  # type: ignore[misc]
+        entry = link.entry()
+        if entry is None or entry.dbapi_connection is not link.connection():  # detached
+            in_use = True
+            continue
+        in_use = in_use or entry.in_use
+        entry.dbapi_connection = None  # type: ignore[misc]
+        pool = registry.pool_of(entry)
+        if pool is not None:
+            pools[id(pool)] = pool
     return in_use
 
 
@@ -162,16 +170,6 @@ def _dead_end(fd: int) -> int:
     except OSError:  # no descriptor is left: the first connection gives its own, for a socket that leads nowhere
         os.close(fd)
         return _socket.socket(_socket.AF_UNIX).detach()
-
-
-def _pools(engines: list[Engine], links: list[Link]) -> list[Pool]:
-    """Theirs, each one once; not in a set, as the class may be a user's."""
-    found = {id(engine.pool): engine.pool for engine in engines}
-    for link in links:
-        pool = registry.pool_of(link.entry())
-        if pool is not None:
-            found[id(pool)] = pool
-    return list(found.values())
 
 
 def _let_go(child: int) -> None:
@@ -199,23 +197,22 @@ def _free_locks(pool: object, depth: int = 2) -> None:
 
     The parent's open Connections give their entries back to this pool, before or after it is replaced.
     """
-    for value in list(getattr(pool, "__dict__", {}).values()):
-        if type(value) in _PLAIN:
-            continue
+    # Optimization: what is only looked at costs the copy of a page as well, for its count of references.
+    own: Any = (pool._overflow_lock, pool._pool) if type(pool) is QueuePool else getattr(pool, "__dict__", {}).values()
+    for value in list(own):
         if hasattr(value, "_at_fork_reinit"):  # what threading itself calls on its locks in a child
             value._at_fork_reinit()
         elif depth > 1 and type(value).__module__.startswith("sqlalchemy.util"):
             _free_locks(value, depth - 1)
 
 
-def _is_as_new(engine: Engine) -> bool:
-    """Whether its pool's entries lie there all together, and all empty: then a fresh pool would be no better.
+def _is_as_new(pool: Pool) -> bool:
+    """Whether its entries lie there all together, and all empty: then a fresh pool would be no better.
 
     Not so where a thread of the parent has one, or is opening one: its place would be lost. By SQLAlchemy's private
     names, as its own `QueuePool.checkedout` takes a lock.
     """
-    pool = engine.pool
-    if type(pool) is not QueuePool or engine.dispatch.engine_disposed:  # of a user's, who may want to know
+    if type(pool) is not QueuePool:
         return False
     queue: Any = pool._pool
     together = len(queue.queue) == queue.maxsize + pool._overflow
@@ -295,7 +292,7 @@ def _in_child() -> None:
         child = os.getpid()
         inherited = [link for link in list(registry.links) if _is_inherited(link, child)]
         _attempt(_sever, inherited)
-        _attempt(_empty, inherited)
+        _attempt(_empty, inherited, {})
     elif not here[0]:
         _attempt(_cut_off)
         _held.clear()
