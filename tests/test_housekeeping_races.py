@@ -117,7 +117,8 @@ def test_a_connection_that_is_taken_between_housekeepings_look_and_its_grip_is_l
             taken.append(engine.connect())
         return cause
 
-    monkeypatch.setattr("wsgi_dbguard.pool.monotonic", lambda: time.monotonic() + ahead[0])
+    for module in ("checkout", "pool"):
+        monkeypatch.setattr(f"wsgi_dbguard.{module}.monotonic", lambda: time.monotonic() + ahead[0])
     monkeypatch.setattr(PoolGuard, "_overdue", taking)
     ahead[0] = 601.0
     pool_guard.sweep()
@@ -152,15 +153,15 @@ def test_no_connection_is_closed_twice(
 def test_a_listener_for_all_pools_that_uses_each_connection_never_meets_a_retired_one(
     postgres: PostgreSQL, driver: str, make_engine: MakeEngine, complaints: None
 ) -> None:
-    """It runs before the guard's own listener."""
+    """Also one that is in front of the guard's own."""
 
     def use(connection: Any, entry: Any, proxy: Any) -> None:
         connection.cursor().execute("set application_name = 'used'")
 
-    event.listen(Pool, "checkout", use)
+    engine = make_engine(postgres.url(driver))
+    pool_guard = guard(engine, idle_timeout=0.1)
+    event.listen(Pool, "checkout", use, insert=True)
     try:
-        engine = make_engine(postgres.url(driver))
-        pool_guard = guard(engine, idle_timeout=0.1)
         for count in (1, 2, 3):
             assert pid_of(engine)
             retired(pool_guard, count)

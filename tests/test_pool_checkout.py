@@ -35,6 +35,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
+    monkeypatch.setattr("wsgi_dbguard.checkout.monotonic", clock)
     monkeypatch.setattr("wsgi_dbguard.pool.monotonic", clock)
     monkeypatch.setattr("wsgi_dbguard.link.time", SimpleNamespace(monotonic=clock))
     return clock

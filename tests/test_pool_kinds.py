@@ -325,8 +325,6 @@ def test_a_listener_of_the_users_that_condemns_a_connection_is_obeyed(
 def test_the_classical_ping_recipe_beside_the_guard_still_works(
     postgres: PostgreSQL, driver: str, make_engine: MakeEngine, fill: Fill
 ) -> None:
-    """For all pools, so it runs before the guard's check."""
-
     def recipe(connection: Any, entry: Any, proxy: Any) -> None:
         try:
             connection.cursor().execute("select 1")
@@ -341,6 +339,63 @@ def test_the_classical_ping_recipe_beside_the_guard_still_works(
         assert len(fill(engine, 3)) == 3
     finally:
         event.remove(Pool, "checkout", recipe)
+
+
+@pytest.mark.parametrize("target", [Pool, QueuePool, Engine, "inserted"])
+@pytest.mark.parametrize("first", ["the listener", "the guard"])
+def test_a_listener_that_uses_each_connection_never_meets_a_dead_one(
+    postgres: PostgreSQL, driver: str, make_engine: MakeEngine, fill: Fill, target: Any, first: str
+) -> None:
+    """Wherever it listens, and when it came: the guard's check comes before it."""
+    engine = make_engine(postgres.url(driver))
+    used: list[int] = []
+
+    def use(connection: Any, entry: Any, proxy: Any) -> None:
+        connection.cursor().execute("set application_name = 'used'")
+        used.append(connection.info.backend_pid)
+
+    if first == "the guard":
+        guard(engine)
+    if target == "inserted":
+        event.listen(engine, "checkout", use, insert=True)
+    else:
+        event.listen(target, "checkout", use)
+    try:
+        guard(engine)
+        for _ in range(3):
+            postgres.terminate(*fill(engine, 3))
+            used.clear()
+            assert fill(engine, 3) == used[::-1]
+    finally:
+        event.remove(engine if target == "inserted" else target, "checkout", use)
+
+
+def test_a_pool_that_no_guard_looks_after_is_left_alone(
+    postgres: PostgreSQL, driver: str, make_engine: MakeEngine
+) -> None:
+    engine, other = make_engine(postgres.url(driver)), make_engine(postgres.url(driver))
+    pid = pid_of(other)
+    guard(engine)
+    assert pid_of(other) == pid
+    postgres.terminate(pid)
+    with pytest.raises(exc.DBAPIError):
+        pid_of(other)
+    postgres.terminate(pid_of(other))
+    guard(other)
+    assert pid_of(other)
+
+
+def test_a_connection_whose_info_the_application_cleared_is_checked_all_the_same(
+    postgres: PostgreSQL, driver: str, make_engine: MakeEngine
+) -> None:
+    engine = make_engine(postgres.url(driver))
+    guard(engine)
+    for _ in range(3):
+        with engine.connect() as connection:
+            pid = connection.scalar(PID)
+            connection.info.clear()
+        postgres.terminate(pid or 0)
+        assert pid_of(engine) != pid
 
 
 def test_an_error_of_the_users_listener_reaches_the_application(

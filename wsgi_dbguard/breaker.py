@@ -26,11 +26,11 @@ from collections import deque
 from collections.abc import Callable
 from os import getpid
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 from sqlalchemy.engine import Dialect
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, Pool
 
 from . import events, failures, places, registry, tally
 from .config import GuardConfig
@@ -38,13 +38,22 @@ from .errors import DatabaseUnavailable
 from .failures import Failure
 from .request import current
 
-__all__ = ["Breaker"]
+if TYPE_CHECKING:
+    from .pool import PoolGuard
+
+__all__ = ["Breaker", "guard_of"]
 
 logger = logging.getLogger(__name__)
 
 
 _QUICK = 1.0  # seconds
 _LEASE = 5.0  # seconds that a probe may take before another one is sent: its server may have died in the handshake
+
+
+def guard_of(pool: Pool | None) -> PoolGuard | None:
+    """The guard that looks after `pool`, or after the one that it was made of by `Engine.dispose`."""
+    known = getattr(getattr(pool, "_creator", None), "guard", None)
+    return None if known is None else known()
 
 
 class _Waiter:
@@ -102,11 +111,15 @@ class Breaker:
         """How many callers wait for the database now."""
         return len(self._waiters)
 
-    def install(self, engine: Engine) -> None:
-        """Have its pool, and those that `Engine.dispose` makes of it, open their connections by way of this."""
+    def install(self, engine: Engine, guard: PoolGuard) -> None:
+        """Have its pool, and those that `Engine.dispose` makes of it, open their connections by way of this.
+
+        By that they are also known to be `guard`'s, see `guard_of`.
+        """
         # SQLAlchemy has no public hook around the opening of a connection, only before and after it.
         self._dialect = weakref.ref(engine.dialect)
-        engine.pool._creator = self._around(engine.pool._invoke_creator)
+        engine.pool._creator = connect = self._around(engine.pool._invoke_creator)
+        connect.guard = weakref.ref(guard)  # type: ignore[attr-defined]
 
     def _around(self, create: Callable[[ConnectionPoolEntry], Any]) -> Callable[..., Any]:
         # The very signature by which SQLAlchemy knows a creator that wants its record.
@@ -114,7 +127,6 @@ class Breaker:
             places.pass_on(connection_record)
             return self.connect(lambda: create(connection_record))
 
-        connect.breaker = self  # type: ignore[attr-defined]
         connect.__wrapped__ = create  # type: ignore[attr-defined]
         return connect
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
-from . import answers, events, frameworks, leaks, sessions, tally
+from . import answers, events, failover, frameworks, leaks, sessions, tally
 from .answers import Problem
 from .body import END, Body, FileWrapper, SizedBody
 from .causes import failure_behind
@@ -224,7 +224,10 @@ class Exchange:
         request = self.request
         if self._sent:
             return None
-        failure = request.database_failure = self._failure(error)
+        failure = self._failure(error)
+        if failure is Failure.READ_ONLY and failover.is_own(request):
+            failure = None
+        request.database_failure = failure
         closed = False
         if failure is not None and self._may_run_again(environ):
             # What runs at its close belongs to this attempt, and may commit. Then the sessions.
@@ -325,13 +328,16 @@ class Exchange:
 
     def close(self, body: Iterable[bytes]) -> None:
         """The server is done with `body`; an error of the application's own close() is the server's to see."""
+        token = current.set(self.request)
         try:
             self._close(body)
         finally:
-            self._end()
+            try:
+                self._end()
+            finally:
+                current.reset(token)
 
     def _close(self, body: Iterable[bytes] | None) -> None:
-        token = current.set(self.request)
         self.request.thread = threading.get_ident()
         try:
             close = getattr(body, "close", None)
@@ -340,8 +346,6 @@ class Exchange:
         except BaseException as error:
             self.request.fail(error)
             raise
-        finally:
-            current.reset(token)
 
     def _end(self) -> None:
         if self.request.ended is None:

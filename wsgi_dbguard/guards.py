@@ -20,7 +20,7 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.engine import Dialect
 
-from . import cancel, fork, registry
+from . import breaker, cancel, fork, registry
 from .config import GuardConfig
 from .errors import SettingError
 from .patterns import lazily
@@ -99,7 +99,7 @@ def guard_all(config: GuardConfig) -> None:
 
 def _guard(engine: Engine, config: GuardConfig, *, explicit: bool, changed: bool) -> PoolGuard:
     with _lock:
-        known = _guards.get(engine.dialect) or _guard_of_the_pool(engine)
+        known = _guards.get(engine.dialect) or breaker.guard_of(engine.pool)  # which another engine may have as well
         if known is None:
             known = PoolGuard(engine, config, name=_name(engine), explicit=explicit)
             cancel.prepare(engine.dialect)
@@ -116,12 +116,6 @@ def _guard(engine: Engine, config: GuardConfig, *, explicit: bool, changed: bool
 
         settle(engine, known.config)
     return known
-
-
-def _guard_of_the_pool(engine: Engine) -> PoolGuard | None:
-    """Another engine's; known by how the pool opens connections, which its successors after `Engine.dispose` do too."""
-    breaker = getattr(engine.pool._creator, "breaker", None)
-    return next((each for each in _guards.values() if each.breaker is breaker), None)
 
 
 def _name(engine: Engine) -> str:

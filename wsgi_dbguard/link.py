@@ -100,6 +100,7 @@ class Link:
         "running",
         "server_id",
         "session",
+        "severed",
         "taken",
         "taken_at",
         "used",
@@ -150,6 +151,7 @@ class Link:
         self.used = self.born  # the last checkout
         self.uses = 0  # checkouts
         self.running: Running | None = None  # the statement of a request whose time in the database is limited
+        self.severed = False  # its socket was cut from here
         # At this moment or before, where one connection has several (StaticPool).
         self.users: weakref.WeakSet[PoolProxiedConnection] = weakref.WeakSet()
         # Of the last checkout, see `leaks`:
@@ -179,6 +181,7 @@ class Link:
         """Shut the connection down, for whoever is blocked in it; nothing where its descriptor is another's by now."""
         # A driver that has just met an error has closed the descriptor.
         if self.fd is not None and sockets.identity(self.fd) == self.identity:
+            self.severed = True
             sockets.cut(self.fd)
 
     @property

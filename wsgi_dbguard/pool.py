@@ -1,8 +1,8 @@
 """The guard of one engine's pool: no checkout hands out a connection that is known to be dead.
 
 `PoolGuard` listens to the events of one engine. When a connection is new, TCP keepalive and user timeout are set on its
-socket. At each checkout: is it alive? One `poll` of its socket; and only on a suspicion, or when it was not used for
-`ping_after` seconds, a ping.
+socket. At each checkout `checkout.check` asks whether it is alive, by one `poll` of its socket. Only on a suspicion, or
+when it was not used for `ping_after` seconds, the guard has a closer look, which may be a ping.
 
 A connection that fails is replaced before the application sees it, by SQLAlchemy's own means (`DisconnectionError`).
 One that is dead for certain condemns all of its pool that exist at that moment: whatever took it, a restart or a
@@ -32,14 +32,14 @@ from typing import Any
 
 from sqlalchemy import Engine, event, exc
 from sqlalchemy.engine import Dialect
-from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool, SingletonThreadPool, StaticPool
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool, SingletonThreadPool, StaticPool
 
-from . import connecting, flags, fork, housekeeping, liveness, mishaps, quirks, registry, sockets, tally
+from . import checkout, connecting, flags, fork, housekeeping, liveness, mishaps, quirks, registry, sockets, tally
 from .breaker import Breaker
 from .config import GuardConfig
 from .events import note
 from .failover import Failover
-from .link import KEY, SUSPECT, Link, Retired
+from .link import SUSPECT, Link, Retired
 from .process import here
 from .request import current
 from .variables import Variables
@@ -62,6 +62,7 @@ class PoolGuard:
         # Only in a queue does a connection lie where nobody else can have it: other pools are not swept.
         self._sweepable = isinstance(engine.pool, QueuePool)
         self.shares = isinstance(engine.pool, StaticPool | SingletonThreadPool)  # one connection, several users
+        self.shares_one = isinstance(engine.pool, StaticPool)  # with all threads
         self.breaker = Breaker(name, config)
         self._counts: Counter[str] = Counter()
         self._replaced: Counter[str] = Counter()
@@ -75,10 +76,8 @@ class PoolGuard:
             connecting.install(engine.dialect, self._connect_timeout)
             event.listen(engine, "connect", self._on_opened, insert=True)
             event.listen(engine, "connect", self._on_connect)
-            self.breaker.install(engine)
-            # Before the user's own listeners, which may want to use the connection.
-            shared = isinstance(engine.pool, StaticPool)
-            event.listen(engine, "checkout", self._on_shared_checkout if shared else self._on_checkout, insert=True)
+            self.breaker.install(engine, self)
+            checkout.listen()
             # A private name, for a word of advice only.
             if getattr(engine.pool, "_pre_ping", False):
                 logger.warning("%s: pool_pre_ping beside the guard is a needless round trip at each checkout", self)
@@ -105,7 +104,7 @@ class PoolGuard:
         """Take over `config`; for connections opened from now on where it is about the connection itself."""
         self.config = self.breaker.config = config
         # Unused for longer than this is worth a closer look: a ping, or retirement.
-        self._attention = min(config.ping_after, _INFINITE if config.idle_timeout is None else config.idle_timeout)
+        self.attention = min(config.ping_after, _INFINITE if config.idle_timeout is None else config.idle_timeout)
 
     def reset(self) -> None:
         """The state of a process that has no connection yet, as after a fork."""
@@ -160,7 +159,7 @@ class PoolGuard:
         stats = self.stats()
         return f"<PoolGuard {self.name} pid={stats['pid']} connections={stats['connections']} idle={stats['idle']}>"
 
-    # The way of a connection: connect, checkout, checkin, gone.
+    # The way of a connection: connect, checkout (see there), gone.
 
     def _before_connect(self, dialect: Dialect, entry: Any, args: Any, keywords: dict[str, Any]) -> None:
         timeout = self._connect_timeout()
@@ -209,62 +208,6 @@ class PoolGuard:
         self._variables.expect(link)
         housekeeping.ensure(self)
 
-    def _on_checkout(self, connection: Any, entry: ConnectionPoolEntry, proxy: PoolProxiedConnection) -> None:
-        # The hot path: each line is paid at every checkout, see tests/benchmarks/checkouts.py. There is no listener at
-        # checkin: "idle" counts from the last checkout. That saves one event for each use, and costs a ping after a use
-        # longer than ping_after, a reconnect after one longer than idle_timeout.
-        try:
-            link: Link | None = entry.info[KEY]
-        except KeyError:
-            link = None
-        request = current_request()
-        now = monotonic()
-        if (
-            link is None
-            or link.poll(0)
-            or link.doomed is not None
-            or now - link.used > self._attention
-            or now > link.expires
-            or link.changed is not None
-            # A request has made sure of its process when it began.
-            or (request is None and not here[0])
-        ):
-            link = self._examine(connection, entry, link)
-        if request is None:
-            link.owner = None
-        else:
-            if request.heals and link.flags(connection) != link.baseline and not flags.settle(connection, link):
-                raise self.replace("changed", link)
-            request.checkouts += 1
-            # In this order: a former owner that is just ending reads them in the other one, see `leaks`.
-            if link.owner is not request.owner:
-                link.owner = request.owner
-                request.links.append(link)
-            link.taken = weakref.ref(proxy)
-            link.lent = threading.get_ident() != request.thread
-            link.taken_at = request.trace() if request.trace is not None else None
-        link.used = now
-        link.uses += 1
-
-    def _on_shared_checkout(self, connection: Any, entry: ConnectionPoolEntry, proxy: PoolProxiedConnection) -> None:
-        """StaticPool hands one connection to many at once: a second user must not ping, or replace, the first one's."""
-        link = registry.link_of(connection, entry)
-        # Who has it is asked of the users: of several, SQLAlchemy reports one checkin only.
-        with self.lock:
-            shared = any(user.is_valid for user in link.users if user is not proxy)
-            link.users.add(proxy)
-        if not shared:
-            self._on_checkout(connection, entry, proxy)
-            return
-        link.used = monotonic()
-        link.uses += 1
-        request = current_request()
-        if request is not None:
-            request.checkouts += 1
-            if link.owner is not request.owner:
-                link.owner = request.owner
-                request.links.append(link)
-
     def forget(self, link: Link) -> None:
         """The connection of `link` is being closed, or was collected. Called once for each."""
         with self.lock:
@@ -275,8 +218,8 @@ class PoolGuard:
 
     # The decision
 
-    def _examine(self, connection: Any, entry: ConnectionPoolEntry, link: Link | None) -> Link:
-        """The closer look, when anything at all is unusual: returns if the connection may be used.
+    def examine(self, connection: Any, entry: ConnectionPoolEntry, link: Link) -> None:
+        """The closer look, when `checkout` finds anything at all unusual: returns if the connection may be used.
 
         Raises:
             sqlalchemy.exc.DisconnectionError: if not; SQLAlchemy then replaces it and asks again.
@@ -284,8 +227,7 @@ class PoolGuard:
         if not here[0]:
             fork.after_fork()
             raise self.replace("forked", link)
-        if link is None or link.guard is not self:  # opened before this guard came
-            link = registry.link_of(connection, entry)
+        if link.guard is None:  # opened before this guard came
             link.tune(self.config)
             self._adopt(link)
             if link.born < self._condemned:
@@ -293,7 +235,7 @@ class PoolGuard:
         elif not link.uses:  # fresh
             if link.changed is not None:
                 self._variables.learn(self.dialect, connection, link, self.config.ping_timeout)
-            return link
+            return
         if link.doomed is not None:
             with self.lock:  # housekeeping may be taking it right now, or find that it came too late
                 doom = link.doomed
@@ -322,7 +264,6 @@ class PoolGuard:
             self.dialect, connection, link, self.config.ping_timeout
         ):
             raise self.replace("changed", link)
-        return link
 
     def _overdue(self, link: Link, now: float) -> str | None:
         if now > link.expires:
@@ -347,7 +288,7 @@ class PoolGuard:
         )  # fmt: skip
         note(f"a connection {discovery}; all older ones are replaced", self.name, bad=True)
 
-    def replace(self, cause: str, link: Link | None) -> exc.DisconnectionError:
+    def replace(self, cause: str, link: Link) -> exc.DisconnectionError:
         with self.lock:
             self._replaced[cause] += 1
         request = current_request()

@@ -69,6 +69,8 @@ class _Attempt:
     lent: Container[Session] = ()  # sessions that other threads used
     in_doubt: bool = False  # a connection was lost during its commit
     database_failure: Failure | None = None  # the last one
+    refused: Link | None = None  # on which a write was, as read-only; until it is known why, see `failover`
+    asked_for_it: bool = False  # then: because the application wanted no writes there
     told: bool = False  # the framework told of an exception that it makes a response of, see `frameworks`
     blamed: Failure | None = None  # then: what the database did to cause that
     failure: type[BaseException] | None = None  # what the application raised first through the middleware
@@ -91,7 +93,7 @@ class Request(_Attempt):
     ended: float | None = None  # `time.monotonic()` seconds, as `started`
     held = 0.0  # seconds that it has waited for a database that was away, in all attempts
     limit: float | None = None  # seconds that it may spend in the database, in all attempts; see `deadline`
-    in_database = 0.0  # seconds that its statements took; counted where a limit is set
+    in_database = 0.0  # seconds that its statements and COMMITs took; counted where a limit is set
     expired = False  # it spent all that it may
     replayable = False  # the application says that it may run twice, see `replay.replayable`
     attempt = 1  # 2 when it runs again

@@ -17,7 +17,7 @@ from .changes import ANYTHING, COMMIT, ROLLBACK, Change, changes
 from .link import KEY, Link
 from .request import Request
 
-__all__ = ["committed", "keeps_a_lock", "note", "rolled_back"]
+__all__ = ["committed", "has_failed", "keeps_a_lock", "note", "rolled_back"]
 
 _MISSING = object()
 _FAILED = (3, b"E")  # libpq's PQTRANS_INERROR, and the byte of the protocol that pg8000 keeps
@@ -44,7 +44,7 @@ def note(connection: Connection, statement: str, parameters: Any, request: Reque
         change = each
         if change.reset and change.key != ANYTHING and link.values.get(change.key, _MISSING) is None:
             change = Change(change.key, undo=True, transactional=True)
-        if change.undo and _failed(connection.connection):
+        if change.undo and has_failed(connection.connection):
             continue
         if change.transactional and transaction is None:
             transaction = _in_transaction(connection)
@@ -61,7 +61,7 @@ def committed(proxied: PoolProxiedConnection) -> None:
     link = _link(proxied)
     if link is not None:
         pending, link.pending = link.pending, {}
-        if _failed(proxied):  # then a COMMIT rolls back
+        if has_failed(proxied):  # then a COMMIT rolls back
             return
         for key, changed in pending.items():
             _apply(link, key, changed)
@@ -79,7 +79,7 @@ def _link(proxied: PoolProxiedConnection) -> Link | None:
     return link
 
 
-def _failed(proxied: PoolProxiedConnection) -> bool:
+def has_failed(proxied: PoolProxiedConnection) -> bool:
     """Whether its transaction takes nothing but a rollback, as far as its driver (of PostgreSQL) tells."""
     driver: Any = proxied.dbapi_connection
     status = getattr(getattr(driver, "info", None), "transaction_status", None)

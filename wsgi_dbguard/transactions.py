@@ -34,7 +34,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import Dialect, ExecutionContext
 from sqlalchemy.pool import PoolProxiedConnection
 
-from . import sessions, state
+from . import failover, sessions, state
 from .changes import touches
 from .link import KEY, Link
 from .patterns import lazily
@@ -256,6 +256,8 @@ def hides(dialect: Dialect) -> bool:
 def _on_rollback(proxied: PoolProxiedConnection) -> None:
     request = current.get()
     if request is not None:
+        if request.refused is not None:
+            failover.ask(request, proxied)
         request.committing = None
         written = _written_on(proxied, request)
         if written is not None:

@@ -108,7 +108,8 @@ def _checkouts(effort: Effort, report: Report, driver: str, url: str, delay: flo
     names = tuple(name for name in CONTENDERS if name != "ping per request")  # a ping per request needs a request
     with _engines(report, url, names) as engines:
         guard(engines["guard"])
-        engines |= {EMPTY: _floor(create_engine(url), poll=False), POLL: _floor(create_engine(url), poll=True)}
+        engines |= {EMPTY: _floor(make_engine("nothing", url), poll=False)}
+        engines |= {POLL: _floor(make_engine("nothing", url), poll=True)}
         if "skip_idle_rollback" in {field.name for field in fields(GuardConfig)}:
             engines[SKIP] = create_engine(url)
             guard(engines[SKIP], skip_idle_rollback=True)
@@ -137,7 +138,7 @@ def _within_request(engine: Engine, config: GuardConfig) -> Callable[[], None]:
 
 
 def _in_requests(effort: Effort, report: Report, driver: str, url: str) -> None:
-    plain, ours = create_engine(url), create_engine(url)
+    plain, ours = make_engine("nothing", url), make_engine("guard", url)
     guard(ours)
     contenders = {
         "nothing": _within_request(plain, GuardConfig(leaks="off")),

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from checkouts import checkout
 from inprocess import checkouts, guarded, in_session, on_connection, serve
 from measuring import Effort, Elsewhere, Report, Samples, measure
+from pools import make_engine
 from sqlalchemy import Engine, create_engine
 
 from wsgi_dbguard import guard
@@ -40,15 +40,15 @@ def run(effort: Effort, report: Report) -> None:
         _tokens(effort, report, number)
 
 
-def _pair(url: str, **options: Any) -> dict[str, Engine]:
-    engines = {name: create_engine(url, **options) for name in ("nothing", "guard")}
+def _pair(url: str, size: int = 5) -> dict[str, Engine]:
+    engines = {name: make_engine(name, url, size=size) for name in ("nothing", "guard")}
     guard(engines["guard"])
     return engines
 
 
 def _pool(effort: Effort, report: Report, url: str, size: int) -> None:
     """All connections of the pool are open, one is used at a time."""
-    engines = _pair(url, pool_size=size)
+    engines = _pair(url, size)
     for engine in engines.values():
         with ExitStack() as stack:
             for _ in range(size):
@@ -87,7 +87,7 @@ def _in_turn(calls: list[Callable[[], None]]) -> Callable[[], None]:
 
 def _threads(effort: Effort, report: Report, url: str, number: int) -> None:
     """So many threads check out at once, each as fast as it can: the time of all of them together."""
-    engines = _pair(url, pool_size=number)
+    engines = _pair(url, number)
     samples: Samples = {name: [] for name in engines}
     each = max(1, round(effort.seconds / 5e-6 / number))
     for _ in range(effort.rounds):

@@ -16,7 +16,7 @@ from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
 from sqlalchemy.pool.base import _ConnDialect
 
-from wsgi_dbguard import GuardConfig, PoolGuard, guard, link, registry, sockets
+from wsgi_dbguard import GuardConfig, PoolGuard, checkout, guard, link, registry, sockets
 from wsgi_dbguard.guards import guard_all, guards
 
 kept: set[PoolGuard] = set()  # else they go with their engines, and their counts with them
@@ -36,7 +36,7 @@ def _new_connection(connection: Any, entry: ConnectionPoolEntry) -> None:
     if type(pool._dialect) is not _ConnDialect:
         return
     # Not by a mark on the pool: `recreate()` makes another one that has the listeners already.
-    if not any(isinstance(getattr(listener, "__self__", None), PoolGuard) for listener in pool.dispatch.checkout):
+    if not any(isinstance(getattr(listener, "__self__", None), PoolGuard) for listener in pool.dispatch.connect):
         engine = Engine(pool, _MockDialect(), make_url("mock://"))
         guard(engine)
         _keep(engine)
@@ -47,6 +47,7 @@ def _listen() -> None:
     event.listen(Pool, "connect", registry.link_of)
     event.listen(Pool, "close", registry._closed)
     event.listen(Pool, "connect", _new_connection)
+    checkout.listen()
 
 
 def _fileno(connection: Any) -> int | None:

@@ -22,7 +22,7 @@ from unittest import mock
 
 # Most applications have the ORM, and the guard imports it: not to be counted as a contender's.
 import sqlalchemy.orm  # noqa: F401
-from sqlalchemy import Engine, NullPool, create_engine, event, exc
+from sqlalchemy import Engine, NullPool, QueuePool, create_engine, event, exc
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -44,6 +44,17 @@ CONTENDERS = (
 )
 
 
+class _ApartPool(QueuePool):
+    """Of listeners to the class `Pool` it hears nothing: where the guard is in this process, another contender does not
+    pay for its."""
+
+    _sa_propagate_class_events = False
+
+
+class _ApartNullPool(NullPool):
+    _sa_propagate_class_events = False
+
+
 def make_engine(contender: str, url: str, *, size: int = 5) -> Engine:
     """An engine of that contender, with `size` kept connections. `wrap` does what is to be done for a request.
 
@@ -51,16 +62,18 @@ def make_engine(contender: str, url: str, *, size: int = 5) -> Engine:
     """
     match contender:
         case "pool_pre_ping":
-            return create_engine(url, pool_size=size, pool_pre_ping=True)
+            return create_engine(url, poolclass=_ApartPool, pool_size=size, pool_pre_ping=True)
         case "pool_recycle":
-            return create_engine(url, pool_size=size, pool_recycle=RECYCLE)
+            return create_engine(url, poolclass=_ApartPool, pool_size=size, pool_recycle=RECYCLE)
         case "NullPool":
-            return create_engine(url, poolclass=NullPool)
+            return create_engine(url, poolclass=_ApartNullPool)
         case "psycopg_pool":
             return _psycopg_pool(url, size)
         case "PooledDB":
             return _pooled_db(url, size)
-        case "nothing" | "ping per request" | "guard":
+        case "nothing" | "ping per request":
+            return create_engine(url, poolclass=_ApartPool, pool_size=size)
+        case "guard":
             return create_engine(url, pool_size=size)
     raise ValueError(f"{contender!r} is none of {', '.join(CONTENDERS)}")
 
@@ -158,6 +171,6 @@ def _on_top(url: str, pool: Any, connect: Callable[[], Any], **options: Any) -> 
     """An engine without a pool that takes its connections, set up already, from another pool; disposed with it."""
     dialect = type(create_engine(url).dialect)
     with mock.patch.object(dialect, "on_connect_url", return_value=None):
-        engine = create_engine(url, creator=connect, poolclass=NullPool, **options)
+        engine = create_engine(url, creator=connect, poolclass=_ApartNullPool, **options)
     event.listen(engine, "engine_disposed", lambda engine: pool.close())
     return engine
