@@ -64,6 +64,10 @@ class PoolGuard:
         self.shares = isinstance(engine.pool, StaticPool | SingletonThreadPool)  # one connection, several users
         self.shares_one = isinstance(engine.pool, StaticPool)  # with all threads
         self.breaker = Breaker(name, config)
+        self._counts: Counter[str] = Counter()
+        self._replaced: Counter[str] = Counter()
+        self._retired: Counter[str] = Counter()
+        self._links: set[Link] = set()
         self.reset()
         self.configure(config)
         # SQLite has no server to lose, and async drivers live on an event loop that is not WSGI's.
@@ -110,11 +114,9 @@ class PoolGuard:
         # Reentrant: the garbage collector may close a connection, and come here, in the middle of a locked section.
         self.lock = threading.RLock()
         self.breaker.reset()
-        self._counts: Counter[str] = Counter()
-        self._replaced: Counter[str] = Counter()
-        self._retired: Counter[str] = Counter()
+        for each in (self._counts, self._replaced, self._retired, self._links):
+            each.clear()
         self._past_checkouts = 0  # of links that are gone
-        self._links: set[Link] = set()
         self.failover = Failover()
         self._condemned = -_INFINITE  # when all connections that there were were condemned
         self._variables = Variables()
