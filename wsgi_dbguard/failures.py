@@ -14,6 +14,7 @@ Codes: PostgreSQL's appendix "Error Codes"; MySQL's "Server/Client Error Message
 from __future__ import annotations
 
 import errno
+import re
 from enum import StrEnum
 from typing import Any
 
@@ -79,7 +80,7 @@ _CREDENTIALS = frozenset({"28000", "28P01", 1045, 1130, 1698})  # of a user, a p
 _ATTEMPT = "connection to server "  # libpq tells of each address that it has tried, and with and without TLS
 # What will be so the next time, too, in words: libpq has no code for what is met while it connects, and the others have
 # theirs for whatever ends a handshake, so also for a server that restarts.
-_LASTING = re.compile(
+_LASTING = lazily(
     # No TLS at the other end; or no certificate, or one that is not taken: ours, theirs, or the one to check it by.
     r"SSL (is|was) required|certificate verify failed|TLS/SSL error: .*certificate|SSL error: no such file"
     r'|certificate file "|private key file|server certificate for "|valid client certificate|no certificate or crl'
