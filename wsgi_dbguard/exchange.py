@@ -349,6 +349,8 @@ class Exchange:
             raise
 
     def _end(self) -> None:
-        if self.request.ended is None:
-            self.request.end()
-            leaks.settle(self.request, self._config.leaks)
+        request = self.request
+        if request.ended is None:
+            request.end()
+            if request.sessions or request.links:
+                leaks.settle(request, self._config.leaks)
