@@ -24,6 +24,7 @@ from . import fork, registry
 from .config import GuardConfig
 from .errors import SettingError
 from .pool import PoolGuard
+from .rollbacks import skip_idle
 from .settle import settle
 
 __all__ = ["address", "configuration", "engine_of", "guard", "guard_all", "guard_of", "guards", "has_server"]
@@ -112,6 +113,8 @@ def _guard(engine: Engine, config: GuardConfig, *, explicit: bool, changed: bool
             known.hear(engine)
     if known.config.settle:
         settle(engine, known.config)
+    if known.config.skip_idle_rollback:
+        skip_idle(engine)
     return known
 
 

@@ -39,7 +39,7 @@ from .changes import touches
 from .link import KEY, Link
 from .request import NOTHING, Request, current
 
-__all__ = ["commits_by_itself", "hides", "may_have_written", "only_reads", "sent", "unseen", "watch"]
+__all__ = ["commits_by_itself", "hides", "may_have_written", "on_rollback", "only_reads", "sent", "unseen", "watch"]
 
 sent: list[Callable[[Request, Connection, bool], object]] = []
 """Optional modules, called with each statement of a request that may write, and whether it plainly reads all the same:
@@ -110,7 +110,7 @@ def watch(engine: Engine) -> None:
     event.listen(engine, "do_execute_no_params", _on_statement_alone)
     on_commit = functools.partial(_on_commit, dialect)
     dialect.do_commit = _told(on_commit, dialect.do_commit)  # type: ignore[method-assign]
-    dialect.do_rollback = _told(_on_rollback, dialect.do_rollback)  # type: ignore[method-assign]
+    dialect.do_rollback = _told(on_rollback, dialect.do_rollback)  # type: ignore[method-assign]
     for name in ("do_prepare_twophase", "do_commit_twophase"):  # after the first of them, others may commit it
         setattr(dialect, name, _told(lambda connection: on_commit(connection.connection), getattr(dialect, name)))
 
@@ -252,7 +252,8 @@ def hides(dialect: Dialect) -> bool:
     return any(each is not _on_statement for each in listeners)
 
 
-def _on_rollback(proxied: PoolProxiedConnection) -> None:
+def on_rollback(proxied: PoolProxiedConnection) -> None:
+    """`proxied` is about to be rolled back, or need not be. Twice is as good as once."""
     request = current.get()
     if request is not None:
         request.committing = None
