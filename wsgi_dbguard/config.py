@@ -37,6 +37,7 @@ POOL_SETTINGS = (
     "hold",
     "retry_after",
     "settle",
+    "skip_idle_rollback",
 )
 _LONGEST = 100 * 365 * 86400.0  # a hundred years, in seconds: within what threads' locks and floats can tell
 
@@ -200,6 +201,12 @@ class GuardConfig:
         _switch,
         "ask PostgreSQL for the transaction's id before each COMMIT (one round trip), so that one whose reply was lost "
         "is known to have been carried out or not",
+    )
+    skip_idle_rollback: bool = _setting(
+        False,
+        _switch,
+        "leave out the ROLLBACK that MySQL's dialects send at each checkin (one round trip) where nothing was sent "
+        "since the last COMMIT or ROLLBACK",
     )
     statuses: bool | str = _setting(
         True,

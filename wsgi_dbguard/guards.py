@@ -135,6 +135,10 @@ def _guard(engine: Engine, config: GuardConfig, *, explicit: bool, changed: bool
         from .settle import settle
 
         settle(engine, known.config)
+    if known.config.skip_idle_rollback:
+        from .rollbacks import skip_idle
+
+        skip_idle(engine)
     return known
 
 

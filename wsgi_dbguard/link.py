@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .deadline import Running
     from .pool import PoolGuard
     from .request import Owner
+    from .rollbacks import Quiet
     from .watchdog import Deadline
 
 __all__ = ["KEY", "SUSPECT", "UNKNOWN", "Link", "Retired"]
@@ -94,6 +95,7 @@ class Link:
         "pending",
         "pid",
         "poll",
+        "quiet",
         "running",
         "server_id",
         "severed",
@@ -145,6 +147,7 @@ class Link:
         self.doomed: str | None = None  # why it is not to be handed out again; or SUSPECT
         self.used = self.born  # the last checkout
         self.uses = 0  # checkouts
+        self.quiet: Quiet | None = None  # since its last transaction, where the setting is on
         self.running: Running | None = None  # the statement of a request whose time in the database is limited
         self.severed = False  # its socket was cut from here
         # At this moment or before, where one connection has several (StaticPool).

@@ -40,7 +40,7 @@ from .patterns import lazily
 from .request import Request, current, unseen
 from .sessions import SESSION
 
-__all__ = ["commits_by_itself", "hides", "may_have_written", "only_reads", "sent", "watch"]
+__all__ = ["commits_by_itself", "hides", "may_have_written", "on_rollback", "only_reads", "sent", "watch"]
 
 sent: list[Callable[[Request, Connection, bool], object]] = []
 """Optional modules, called with each statement of a request that may write, and whether it plainly reads all the same:
@@ -109,7 +109,7 @@ def watch(engine: Engine) -> None:
     event.listen(engine, "do_execute_no_params", _on_statement_alone)
     on_commit = functools.partial(_on_commit, dialect)
     dialect.do_commit = _told(on_commit, dialect.do_commit)  # type: ignore[method-assign]
-    dialect.do_rollback = _on_rollback(dialect.do_rollback)  # type: ignore[method-assign, assignment]
+    dialect.do_rollback = _told(on_rollback, dialect.do_rollback)  # type: ignore[method-assign]
     for name in ("do_prepare_twophase", "do_commit_twophase"):  # after the first of them, others may commit it
         setattr(dialect, name, _told(lambda connection: on_commit(connection.connection), getattr(dialect, name)))
 
@@ -218,24 +218,18 @@ def hides(dialect: Dialect) -> bool:
     return any(each is not _on_statement for each in listeners)
 
 
-def _on_rollback(method: Callable[[PoolProxiedConnection], None]) -> Callable[[PoolProxiedConnection], None]:
-    """`method` of a dialect, which is called once or twice for each checkout: so without `_told`'s way round."""
-
-    @functools.wraps(method)
-    def do_rollback(proxied: PoolProxiedConnection) -> None:
-        request = current_request()
-        if request is not None:
-            if request.refused is not None:
-                failover.ask(request, proxied)
-            request.committing = None
-            written = _written_on(proxied, request) if request.unfinished or request.outer is not None else None
-            if written is not None:
-                request.written(written)
-            if request.changes:
-                state.rolled_back(proxied)
-        method(proxied)
-
-    return do_rollback
+def on_rollback(proxied: PoolProxiedConnection) -> None:
+    """`proxied` is about to be rolled back, or need not be. Twice is as good as once."""
+    request = current_request()
+    if request is not None:
+        if request.refused is not None:
+            failover.ask(request, proxied)
+        request.committing = None
+        written = _written_on(proxied, request) if request.unfinished or request.outer is not None else None
+        if written is not None:
+            request.written(written)
+        if request.changes:
+            state.rolled_back(proxied)
 
 
 def may_have_written(proxied: PoolProxiedConnection, request: Request) -> bool:
