@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Container, Iterator, Set
+from collections.abc import Callable, Collection, Iterator, Set
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet, ref
@@ -67,7 +67,8 @@ class _Attempt:
     commits: int = 0  # of transactions that may have written: finished, or in doubt
     unfinished: Set[Connection] = NOTHING  # with writes that are not committed
     committing: ref[PoolProxiedConnection] | None = None  # the last one that was told to commit
-    lent: Container[Session] = ()  # sessions that other threads used
+    lent: Collection[Session] = ()  # sessions that other threads used
+    keeps: bool = False  # a session that could not be rolled back has changes of it that are not written yet
     in_doubt: bool = False  # a connection was lost during its commit
     database_failure: Failure | None = None  # the last one
     refused: Link | None = None  # on which a write was, as read-only; until it is known why, see `failover`
@@ -106,7 +107,7 @@ class Request(_Attempt):
         self.path: str = environ.get("PATH_INFO", "")
         self.owner = Owner(self.method, self.path)
         self.links: list[Link] = []  # the pooled connections that it took, each one once or more
-        self.sessions: list[ref[Session]] = []  # ORM sessions that the present attempt used
+        self.sessions: dict[ref[Session], None] = {}  # ORM sessions that the present attempt used, in that order
         self.started = time.monotonic()
         self.thread = threading.get_ident()  # in which the application runs; of the present step
         if outer is not None and outer.ended is None:
@@ -203,7 +204,7 @@ class Request(_Attempt):
     def again(self) -> None:
         """A second attempt begins."""
         self.attempt += 1
-        self.sessions = []
+        self.sessions = {}
         for name in _Attempt.__annotations__:
             vars(self).pop(name, None)
 

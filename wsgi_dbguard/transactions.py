@@ -30,7 +30,7 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Connection, Engine, event
-from sqlalchemy.engine import Dialect, ExecutionContext
+from sqlalchemy.engine import Dialect, ExceptionContext, ExecutionContext
 from sqlalchemy.pool import PoolProxiedConnection
 
 from . import checkout, failover, sessions, state
@@ -105,6 +105,7 @@ def watch(engine: Engine) -> None:
     event.listen(engine, "do_execute", _on_statement)
     event.listen(engine, "do_executemany", _on_statement)
     event.listen(engine, "do_execute_no_params", _on_statement_alone)
+    event.listen(engine, "handle_error", _on_error)
     on_commit = functools.partial(_on_commit, dialect)
     dialect.do_commit = _told(on_commit, dialect.do_commit)  # type: ignore[method-assign]
     dialect.do_rollback = _on_rollback(dialect.do_rollback)  # type: ignore[method-assign, assignment]
@@ -113,12 +114,16 @@ def watch(engine: Engine) -> None:
 
 
 def _told(listener: Callable[[Any], None], method: Callable[..., Any]) -> Callable[..., Any]:
-    """`method` of a dialect, with `listener` told of the connection before."""
+    """`method` of a dialect, with `listener` told of the connection before; and what comes after it is no COMMIT."""
 
     @functools.wraps(method)
     def told(connection: Any, *args: Any, **keywords: Any) -> Any:
         listener(connection)
-        return method(connection, *args, **keywords)
+        result = method(connection, *args, **keywords)
+        request = current_request()
+        if request is not None:
+            request.committing = None  # a fetch from a cursor that the COMMIT has closed fails without a statement
+        return result
 
     return told
 
@@ -169,6 +174,11 @@ def _on_statement(cursor: Any, statement: Any, parameters: Any, context: Executi
 def _judged(statement: str) -> tuple[bool, bool]:
     """Whether it only reads, and whether it may change what outlives the transaction."""
     return _only_reads(statement), touches(statement)
+
+
+def _on_error(context: ExceptionContext) -> None:
+    if context.is_disconnect and current_request() is None:
+        sessions.suspect()
 
 
 def _in_autocommit(connection: Connection) -> bool:
