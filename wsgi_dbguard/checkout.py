@@ -53,9 +53,9 @@ def check(connection: Any, entry: ConnectionPoolEntry, proxy: PoolProxiedConnect
         link: Link = entry.info[KEY]
     except KeyError:  # the application has cleared it
         link = registry.link_of(connection, entry)
+        link.guard = breaker.guard_of(registry.pool_of(entry))
     request = current_request()
-    # Its pool may be guarded since it was opened, or not at all.
-    guard = link.guard or breaker.guard_of(registry.pool_of(entry))
+    guard = link.guard
     if guard is not None:
         now = monotonic()
         shared = guard.shares_one and _has_others(guard, link, proxy)

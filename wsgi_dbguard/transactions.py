@@ -36,6 +36,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from . import checkout, failover, sessions, state
 from .changes import touches
 from .link import KEY, Link
+from .patterns import lazily
 from .request import Request, current, unseen
 
 __all__ = ["commits_by_itself", "hides", "may_have_written", "only_reads", "sent", "watch"]
@@ -49,10 +50,10 @@ _watched: weakref.WeakSet[Dialect] = weakref.WeakSet()
 
 _WORD = re.compile(r"(?:\s|/\*.*?\*/|--[^\n]*\n|\()*([a-z]+)", re.IGNORECASE | re.DOTALL)
 _WRITES = re.compile(r"\b(insert|update|delete|merge|into|call|replace)\b|;\s*\S", re.IGNORECASE)
-_SEVERAL = re.compile(r";\s*\S")
-_CALLS = re.compile(r"\w\s*\(")  # "in (" as well: it errs towards not running again
-_AUTOCOMMIT = re.compile(r"\bautocommit\b", re.IGNORECASE)
-_PREPARE_TRANSACTION = re.compile(r"\bprepare\s+transaction\b", re.IGNORECASE)
+_SEVERAL = lazily(r";\s*\S")
+_CALLS = lazily(r"\w\s*\(")  # "in (" as well: it errs towards not running again
+_AUTOCOMMIT = lazily(r"\bautocommit\b", re.IGNORECASE)
+_PREPARE_TRANSACTION = lazily(r"\bprepare\s+transaction\b", re.IGNORECASE)
 _CACHED_LENGTH = 4096  # characters
 _READS = frozenset({"select", "show", "values", "table", "explain", "describe", "desc", "with"})
 # What leaves a transaction open, so that a rollback still undoes it. In PostgreSQL DDL too; MySQL commits before it.
