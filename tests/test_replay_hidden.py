@@ -15,6 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from werkzeug.test import Client
 
 from wsgi_dbguard import DBGuard
+from wsgi_dbguard.lab.mariadb import MariaDB
 from wsgi_dbguard.lab.postgres import PostgreSQL
 
 if TYPE_CHECKING:
@@ -112,6 +113,53 @@ def test_what_fails_after_a_commit_does_not_undo_it(
 
     app = DBGuard(site(postgres, own, work), own)
     assert (outcome(app), rows(postgres)) == ("outcome-unknown", 1)
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg", "pg8000"])
+def test_a_commit_of_the_drivers(
+    driver: str, postgres: PostgreSQL, engine: Engine, make_engine: Callable[..., Engine]
+) -> None:
+    own = make_engine(postgres.url(driver))
+
+    def work() -> None:
+        with own.connect() as connection:
+            connection.execute(text(INSERT))
+            connection.connection.commit()
+
+    app = DBGuard(site(postgres, own, work), own)
+    assert (outcome(app), rows(postgres)) == ("outcome-unknown", 1)
+
+
+@pytest.mark.parametrize("commits", [True, False])
+def test_a_commit_of_pymysqls(
+    commits: bool, postgres: PostgreSQL, mariadb: MariaDB, engine: Engine, make_engine: Callable[..., Engine]
+) -> None:
+    own = make_engine(mariadb.url("pymysql"))
+    mariadb.query("create or replace table hidden (name varchar(20))")
+
+    def work() -> None:
+        with own.connect() as connection:
+            connection.execute(text(INSERT))
+            if commits:
+                connection.connection.commit()
+
+    app = DBGuard(site(postgres, engine, work), own, engine)
+    assert outcome(app) == ("outcome-unknown" if commits else "200 OK")
+    assert mariadb.query("select count(*) from hidden") == [(int(commits),)]
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg", "pg8000"])
+def test_a_rollback_leaves_nothing(
+    driver: str, postgres: PostgreSQL, engine: Engine, make_engine: Callable[..., Engine]
+) -> None:
+    own = make_engine(postgres.url(driver))
+
+    def work() -> None:
+        with own.connect() as connection:
+            connection.execute(text(INSERT))
+
+    app = DBGuard(site(postgres, own, work), own)
+    assert (outcome(app), rows(postgres)) == ("200 OK", 0)
 
 
 # Added, but not flushed

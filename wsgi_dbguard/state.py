@@ -17,10 +17,12 @@ from .changes import ANYTHING, COMMIT, ROLLBACK, Change, changes
 from .link import KEY, Link
 from .request import Request
 
-__all__ = ["committed", "has_failed", "keeps_a_lock", "note", "rolled_back"]
+__all__ = ["committed", "has_ended", "has_failed", "keeps_a_lock", "note", "rolled_back"]
 
 _MISSING = object()
 _FAILED = (3, b"E")  # libpq's PQTRANS_INERROR, and the byte of the protocol that pg8000 keeps
+_IDLE = (0, b"I")  # PQTRANS_IDLE
+_IN_TRANSACTION = 1  # SERVER_STATUS_IN_TRANS, of MySQL's protocol
 
 
 def keeps_a_lock(link: Link) -> bool:
@@ -81,9 +83,19 @@ def _link(proxied: PoolProxiedConnection) -> Link | None:
 
 def has_failed(proxied: PoolProxiedConnection) -> bool:
     """Whether its transaction takes nothing but a rollback, as far as its driver (of PostgreSQL) tells."""
+    return _status(proxied.dbapi_connection) in _FAILED
+
+
+def has_ended(proxied: PoolProxiedConnection) -> bool:
+    """Whether it is in no transaction, as far as its driver (of PostgreSQL, and PyMySQL) tells without asking."""
     driver: Any = proxied.dbapi_connection
+    flags = getattr(driver, "server_status", None)
+    return _status(driver) in _IDLE or (isinstance(flags, int) and not flags & _IN_TRANSACTION)
+
+
+def _status(driver: Any) -> Any:
     status = getattr(getattr(driver, "info", None), "transaction_status", None)
-    return (status or getattr(driver, "_transaction_status", None)) in _FAILED
+    return getattr(driver, "_transaction_status", None) if status is None else status
 
 
 def _in_transaction(connection: Connection) -> bool:

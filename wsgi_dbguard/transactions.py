@@ -11,7 +11,8 @@ each COMMIT counts, since a function that a SELECT calls may write; so does a SE
 
 Not to be known from here, and so the application's to know: writes past a Connection that SQLAlchemy made
 (``session.connection().connection.cursor()``) and committed there; tables without transactions (MyISAM); threads of
-its own that do not run in a copy of the request's context.
+its own that do not run in a copy of the request's context. Where SQLAlchemy has sent the write, and the driver tells
+(PostgreSQL's, PyMySQL), a ``commit()`` of the driver's is known by the rollback after it: no transaction is left.
 
 Statements are seen by the dialect's events (`do_execute`), COMMIT and ROLLBACK by methods of the dialect that are put
 around its own. SQLAlchemy's connection events (`before_cursor_execute`, `commit`, …) would tell the same, but the first
@@ -239,6 +240,8 @@ def _on_rollback(method: Callable[[PoolProxiedConnection], None]) -> Callable[[P
             written = _written_on(proxied, request) if request.unfinished or request.outer is not None else None
             if written is not None:
                 request.written(written)
+                if state.has_ended(proxied):  # by the driver's own commit(), as it seems
+                    request.note(commits=1)
             if request.changes:
                 state.rolled_back(proxied)
         method(proxied)
