@@ -15,7 +15,6 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from werkzeug.test import Client
 
 from wsgi_dbguard import DBGuard
-from wsgi_dbguard.lab.mariadb import MariaDB
 from wsgi_dbguard.lab.postgres import PostgreSQL
 
 if TYPE_CHECKING:
@@ -128,24 +127,6 @@ def test_a_commit_of_the_drivers(
 
     app = DBGuard(site(postgres, own, work), own)
     assert (outcome(app), rows(postgres)) == ("outcome-unknown", 1)
-
-
-@pytest.mark.parametrize("commits", [True, False])
-def test_a_commit_of_pymysqls(
-    commits: bool, postgres: PostgreSQL, mariadb: MariaDB, engine: Engine, make_engine: Callable[..., Engine]
-) -> None:
-    own = make_engine(mariadb.url("pymysql"))
-    mariadb.query("create or replace table hidden (name varchar(20))")
-
-    def work() -> None:
-        with own.connect() as connection:
-            connection.execute(text(INSERT))
-            if commits:
-                connection.connection.commit()
-
-    app = DBGuard(site(postgres, engine, work), own, engine)
-    assert outcome(app) == ("outcome-unknown" if commits else "200 OK")
-    assert mariadb.query("select count(*) from hidden") == [(int(commits),)]
 
 
 @pytest.mark.parametrize("driver", ["psycopg2", "psycopg", "pg8000"])

@@ -195,6 +195,14 @@ class Request(_Attempt):
             if isinstance(each.unfinished, WeakSet):
                 each.unfinished.discard(connection)
 
+    def writer(self, proxied: PoolProxiedConnection) -> Connection | None:
+        """The Connection by which it, or one around it, has written on `proxied`, and has not committed that."""
+        for each in self.chain() if self.outer is not None else (self,):
+            for connection in each.unfinished or ():  # an empty WeakSet is dear to walk
+                if not connection.closed and not connection.invalidated and connection.connection is proxied:
+                    return connection
+        return None
+
     def lend(self, session: Session) -> None:
         """A thread of the application's own uses `session`."""
         if not isinstance(self.lent, WeakSet):

@@ -22,7 +22,6 @@ __all__ = ["committed", "has_ended", "has_failed", "keeps_a_lock", "note", "roll
 _MISSING = object()
 _FAILED = (3, b"E")  # libpq's PQTRANS_INERROR, and the byte of the protocol that pg8000 keeps
 _IDLE = (0, b"I")  # PQTRANS_IDLE
-_IN_TRANSACTION = 1  # SERVER_STATUS_IN_TRANS, of MySQL's protocol
 
 
 def keeps_a_lock(link: Link) -> bool:
@@ -87,10 +86,11 @@ def has_failed(proxied: PoolProxiedConnection) -> bool:
 
 
 def has_ended(proxied: PoolProxiedConnection) -> bool:
-    """Whether it is in no transaction, as far as its driver (of PostgreSQL, and PyMySQL) tells without asking."""
-    driver: Any = proxied.dbapi_connection
-    flags = getattr(driver, "server_status", None)
-    return _status(driver) in _IDLE or (isinstance(flags, int) and not flags & _IN_TRANSACTION)
+    """Whether it is in no transaction, as far as its driver (of PostgreSQL) tells.
+
+    MySQL's drivers tell as much of one in which the only statement has failed.
+    """
+    return _status(proxied.dbapi_connection) in _IDLE
 
 
 def _status(driver: Any) -> Any:

@@ -11,8 +11,8 @@ each COMMIT counts, since a function that a SELECT calls may write; so does a SE
 
 Not to be known from here, and so the application's to know: writes past a Connection that SQLAlchemy made
 (``session.connection().connection.cursor()``) and committed there; tables without transactions (MyISAM); threads of
-its own that do not run in a copy of the request's context. Where SQLAlchemy has sent the write, and the driver tells
-(PostgreSQL's, PyMySQL), a ``commit()`` of the driver's is known by the rollback after it: no transaction is left.
+its own that do not run in a copy of the request's context. Where SQLAlchemy has sent the write to PostgreSQL, a
+``commit()`` of the driver's is known by the rollback after it: no transaction is left.
 
 Statements are seen by the dialect's events (`do_execute`), COMMIT and ROLLBACK by methods of the dialect that are put
 around its own. SQLAlchemy's connection events (`before_cursor_execute`, `commit`, …) would tell the same, but the first
@@ -198,7 +198,7 @@ def _on_commit(dialect: Dialect, proxied: PoolProxiedConnection) -> None:
         return
     if request.changes:
         state.committed(proxied)
-    written = _written_on(proxied, request)
+    written = request.writer(proxied)
     if written is not None:
         request.written(written)
     if written is not None or not _safe(request) or hides(dialect):
@@ -206,15 +206,6 @@ def _on_commit(dialect: Dialect, proxied: PoolProxiedConnection) -> None:
         request.committing = weakref.ref(proxied)
         for tell in unseen:
             tell(request, dialect)
-
-
-def _written_on(proxied: PoolProxiedConnection, request: Request) -> Connection | None:
-    """The Connection by which `request` has written on `proxied`, and has not committed that."""
-    for each in request.chain() if request.outer is not None else (request,):
-        for connection in each.unfinished or ():  # an empty WeakSet is dear to walk
-            if not connection.closed and not connection.invalidated and connection.connection is proxied:
-                return connection
-    return None
 
 
 def _safe(request: Request) -> bool:
@@ -234,16 +225,16 @@ def _on_rollback(method: Callable[[PoolProxiedConnection], None]) -> Callable[[P
     def do_rollback(proxied: PoolProxiedConnection) -> None:
         request = current_request()
         if request is not None:
-            if request.refused is not None:
-                failover.ask(request, proxied)
             request.committing = None
-            written = _written_on(proxied, request) if request.unfinished or request.outer is not None else None
+            written = request.writer(proxied) if request.unfinished or request.outer is not None else None
             if written is not None:
                 request.written(written)
                 if state.has_ended(proxied):  # by the driver's own commit(), as it seems
                     request.note(commits=1)
             if request.changes:
                 state.rolled_back(proxied)
+            if request.refused is not None:
+                failover.ask(request, proxied)
         method(proxied)
 
     return do_rollback
@@ -251,4 +242,4 @@ def _on_rollback(method: Callable[[PoolProxiedConnection], None]) -> Callable[[P
 
 def may_have_written(proxied: PoolProxiedConnection, request: Request) -> bool:
     """Whether what `request` is about to commit on `proxied` may change anything."""
-    return not _safe(request) or _written_on(proxied, request) is not None
+    return not _safe(request) or request.writer(proxied) is not None
