@@ -86,7 +86,10 @@ def check(connection: Any, entry: ConnectionPoolEntry, proxy: PoolProxiedConnect
         link.used = now
         link.uses += 1
     if request is not None:
-        past = not _is_connections()
+        try:
+            past = sys._getframe(_found_at).f_code not in _CONNECTIONS and not _is_connections()
+        except ValueError:  # there are not so many
+            past = not _is_connections()
         if past:
             request.note(unseen=1)
         if unseen and (past or not request.safe):
@@ -108,7 +111,7 @@ def _has_others(guard: PoolGuard, link: Link, proxy: PoolProxiedConnection) -> b
 _CONNECTIONS = frozenset({Connection.__init__.__code__, Connection._revalidate_connection.__code__})
 _RAW = Engine.raw_connection.__code__
 _NEAR = 14  # frames; SQLAlchemy's own are five
-_found_at = 2  # the last time; mostly it is there again, and to look at each frame is dear
+_found_at = 1  # from `check`, the last time; mostly it is there again, and to look at each frame is dear
 
 
 def _is_connections() -> bool:
@@ -117,13 +120,8 @@ def _is_connections() -> bool:
     SQLAlchemy's events of a Connection would tell as well, and make it 20 µs dearer, see `transactions`.
     """
     global _found_at
-    try:
-        if sys._getframe(_found_at).f_code in _CONNECTIONS:
-            return True
-    except ValueError:  # there are not so many
-        pass
     frame: FrameType | None = sys._getframe(2)
-    for depth in range(2, _NEAR):
+    for depth in range(1, _NEAR):
         if frame is None:
             return False
         if frame.f_code in _CONNECTIONS:
