@@ -20,7 +20,7 @@ from time import monotonic
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 
 from . import breaker, flags, registry
@@ -109,6 +109,7 @@ def _has_others(guard: PoolGuard, link: Link, proxy: PoolProxiedConnection) -> b
 
 # A Connection takes its connection when it is made, and once more after that one was invalidated.
 _CONNECTIONS = frozenset({Connection.__init__.__code__, Connection._revalidate_connection.__code__})
+_RAW = Engine.raw_connection.__code__
 _NEAR = 14  # frames; SQLAlchemy's own are five
 _found_at = 1  # from `check`, the last time; mostly it is there again, and to look at each frame is dear
 
@@ -126,7 +127,10 @@ def _is_connections() -> bool:
         if frame.f_code in _CONNECTIONS:
             _found_at = depth
             return True
-        frame = frame.f_back
+        called, frame = frame.f_code, frame.f_back
+        # A listener that takes one of its own while a Connection is made has that Connection's frame behind it, too.
+        if called is _RAW and (frame is None or frame.f_code not in _CONNECTIONS):
+            return False
     return False
 
 

@@ -16,7 +16,8 @@ COMMIT and ROLLBACK count as well, but are sent however late it is, and never ca
 left of the time, and ``ping_timeout`` more, is over; also those by which a connection goes back to the pool, and a
 Session is rolled back at the request's end. Then a COMMIT is in doubt. A ROLLBACK is not: without its client the server
 rolls back by itself, so nobody is told of an error. What is prepared, in two phases, outlives its connection: there
-both are errors. What SQLAlchemy sends for an isolation level is held to the same.
+both are errors. What SQLAlchemy sends for an isolation level, and at the end of a savepoint, is held to the same: if a
+savepoint were not rolled back, a COMMIT after it would make half of a transaction last, or (PostgreSQL) none of it.
 
 Not counted are rows that are fetched from a server-side cursor, and statements past SQLAlchemy's Connection. Costs two
 more events and a lock for each statement, and a lock for each COMMIT and ROLLBACK, where a `DBGuard` has a deadline;
@@ -59,6 +60,8 @@ _ENDINGS = {
     "do_prepare_twophase": "PREPARE TRANSACTION",
     "do_commit_twophase": "COMMIT PREPARED",
     "do_rollback_twophase": "ROLLBACK PREPARED",
+    "do_rollback_to_savepoint": "ROLLBACK TO SAVEPOINT",
+    "do_release_savepoint": "RELEASE SAVEPOINT",
     "set_isolation_level": "SET",
     "set_readonly": "SET",
     "set_deferrable": "SET",
@@ -212,7 +215,7 @@ def _on_statement(connection: Connection, cursor: Any, statement: str, *ignored:
     if left == _INFINITE:
         return
     link = _link(connection.connection)
-    if link is not None and isinstance(link.running, Ending):  # MySQL's dialects send statements for XA
+    if link is not None and isinstance(link.running, Ending):  # savepoints, and XA in MySQL, end by statements
         return
     if left <= 0:
         _expire(request)

@@ -235,7 +235,8 @@ class Exchange:
             self._discard(body, iterator)
             closed = True
             sessions.release(request, "heal")
-            if reason_against(request, self._config.replay) is None and not leaves_writes(request):
+            unwritten = sessions.keeps_changes(request)
+            if reason_against(request, self._config.replay) is None and not leaves_writes(request) and not unwritten:
                 logger.warning("%r failed (%s) and runs again", request, failure, exc_info=error)
                 events.note("a request that the database failed runs again")
                 return _AGAIN

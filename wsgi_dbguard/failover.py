@@ -90,6 +90,8 @@ def ask(request: Request, proxied: PoolProxiedConnection) -> None:
     # One that has failed takes nothing but a rollback. Any other goes on, as far as this is concerned.
     within = not state.has_failed(proxied)
     answer = liveness.read_only(guard.dialect, proxied.dbapi_connection, link, guard.config.ping_timeout, within=within)
+    if not within and (writer := request.writer(proxied)) is not None:
+        request.written(writer)  # the question has rolled it back
     if answer is False:
         request.asked_for_it = True
         guard.failover.clear(guard)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Container, Iterator, Set
+from collections.abc import Callable, Collection, Iterator, Set
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet, ref
@@ -67,7 +67,8 @@ class _Attempt:
     commits: int = 0  # of transactions that may have written: finished, or in doubt
     unfinished: Set[Connection] = NOTHING  # with writes that are not committed
     committing: ref[PoolProxiedConnection] | None = None  # the last one that was told to commit
-    lent: Container[Session] = ()  # sessions that other threads used
+    lent: Collection[Session] = ()  # sessions that other threads used
+    keeps: bool = False  # a session that could not be rolled back has changes of it that are not written yet
     in_doubt: bool = False  # a connection was lost during its commit
     database_failure: Failure | None = None  # the last one
     refused: Link | None = None  # on which a write was, as read-only; until it is known why, see `failover`
@@ -194,6 +195,14 @@ class Request(_Attempt):
         for each in self.chain():
             if isinstance(each.unfinished, WeakSet):
                 each.unfinished.discard(connection)
+
+    def writer(self, proxied: PoolProxiedConnection) -> Connection | None:
+        """The Connection by which it, or one around it, has written on `proxied`, and has not committed that."""
+        for each in self.chain() if self.outer is not None else (self,):
+            for connection in each.unfinished or ():  # an empty WeakSet is dear to walk
+                if not connection.closed and not connection.invalidated and connection.connection is proxied:
+                    return connection
+        return None
 
     def lend(self, session: Session) -> None:
         """A thread of the application's own uses `session`."""

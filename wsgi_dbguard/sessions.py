@@ -12,7 +12,9 @@ request's context, as `asyncio.to_thread` makes it): its work may outlive the re
 Sessions are found when they begin a transaction, which they do with the first thing that is done with them: an `add`
 that nothing flushes may go to the database with the next request that uses it, so it counts before there is a
 connection. One whose transaction began elsewhere, outside any request or in another one, is found by its statements
-(`use`), which `transactions` sees: the ORM's own event for them, at class level, makes each some 2 µs dearer.
+(`use`), which `transactions` sees: the ORM's own event for them, at class level, makes each some 2 µs dearer. One that
+sends none, since it is invalid, is told by the error (`suspect`): from then on its own events are heard. An ``add`` to
+such a session is not seen; so while one has changes that are not written, no request runs again (`keeps_changes`).
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from .errors import SharedSessionWarning
 from .link import KEY, Link
 from .request import Request, current
 
-__all__ = ["SESSION", "held", "release", "use", "watch"]
+__all__ = ["SESSION", "held", "keeps_changes", "release", "suspect", "use", "watch"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,8 @@ _key = f"wsgi_dbguard.requests of {os.getpid()}"
 _MANY = 64
 SESSION = "wsgi_dbguard.session"  # in the __dict__ of a Connection: the Session that has begun with it last
 _told: weakref.WeakSet[Session] = weakref.WeakSet()
+_strays: weakref.WeakSet[Session] = weakref.WeakSet()  # in a transaction that no request began, or that one has left
+_heard: weakref.WeakSet[Session] = weakref.WeakSet()
 _watching = False
 
 
@@ -58,8 +62,14 @@ def watch() -> None:
         # Whose transactions have begun before.
         if any(link.in_use for link in list(registry.links)):
             for session in registry.instances(*registry.family(Session)):
-                event.listen(session, "before_flush", _on_use)
-                event.listen(session, "do_orm_execute", _on_execute)
+                _hear(session)
+
+
+def _hear(session: Session) -> None:
+    if session not in _heard:
+        _heard.add(session)
+        event.listen(session, "before_flush", _on_use)
+        event.listen(session, "do_orm_execute", _on_execute)
 
 
 def _on_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
@@ -96,6 +106,9 @@ def _on_use(session: Session, *ignored: Any) -> None:
         seen = weakref.ref(session)
         if seen not in request.sessions or threading.get_ident() != request.thread:
             use(seen, request)
+    else:
+        with _lock:
+            _strays.add(session)
 
 
 def use(seen: weakref.ref[Session], request: Request) -> None:
@@ -146,7 +159,7 @@ def release(request: Request, leaks: str) -> str:
     """
     left = 0
     places: list[str] = []
-    for seen in request.sessions:
+    for seen in list(request.sessions):
         session = seen()
         if session is None:
             continue
@@ -158,7 +171,11 @@ def release(request: Request, leaks: str) -> str:
                 places += _places(session, request)
             if leaks != "warn":
                 _roll_back(session)
+        kept = session.in_transaction()
+        request.keeps |= kept and _has_changes(session)
         with _lock:  # only now: whoever takes it in the meantime is told
+            if kept:
+                _strays.add(session)
             session.info[_key] = [
                 weakref.ref(each) for each in _running(session.info.get(_key, ())) if each is not request
             ]
@@ -169,6 +186,41 @@ def release(request: Request, leaks: str) -> str:
     logger.info("%s; %s", message, "left alone" if leaks == "warn" else "rolled back")
     events.note("a request left a session in a transaction", bad=True)
     return message
+
+
+def suspect() -> None:
+    """A stray may be invalid by now, so that no statement tells who uses it: hear of that from the session itself."""
+    for session in _in_transaction():
+        _hear(session)
+
+
+def keeps_changes(request: Request) -> bool:
+    """Whether changes that are not written yet, of `request` or of nobody knows whom, wait in a session for a flush.
+
+    Asked when its sessions are released.
+    """
+    if request.keeps or any(each.in_transaction() for each in list(request.lent)):
+        return True
+    around = [session for each in request.chain() for seen in list(each.sessions) if (session := seen()) is not None]
+    return any(map(_has_changes, around)) or any(
+        _has_changes(each) for each in _in_transaction() if not _running(each.info.get(_key, ()))
+    )
+
+
+def _in_transaction() -> list[Session]:
+    """Of the strays, those that are; the others are none any more."""
+    with _lock:
+        for session in list(_strays):
+            if not session.in_transaction():
+                _strays.discard(session)
+        return list(_strays)
+
+
+def _has_changes(session: Session) -> bool:
+    try:
+        return bool(session.new or session.deleted or session.dirty)
+    except RuntimeError:  # another thread makes some
+        return True
 
 
 def _places(session: Session, request: Request) -> list[str]:
@@ -191,6 +243,7 @@ def _after_fork() -> None:
     global _lock, _key
     _lock = threading.Lock()  # a thread that is not here may have held it
     _key = f"wsgi_dbguard.requests of {os.getpid()}"
+    suspect()
 
 
 fork.on_fork(_after_fork)

@@ -11,7 +11,8 @@ each COMMIT counts, since a function that a SELECT calls may write; so does a SE
 
 Not to be known from here, and so the application's to know: writes past a Connection that SQLAlchemy made
 (``session.connection().connection.cursor()``) and committed there; tables without transactions (MyISAM); threads of
-its own that do not run in a copy of the request's context.
+its own that do not run in a copy of the request's context. Where SQLAlchemy has sent the write to PostgreSQL, a
+``commit()`` of the driver's is known by the rollback after it: no transaction is left.
 
 Statements are seen by the dialect's events (`do_execute`), COMMIT and ROLLBACK by methods of the dialect that are put
 around its own. SQLAlchemy's connection events (`before_cursor_execute`, `commit`, …) would tell the same, but the first
@@ -30,7 +31,7 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Connection, Engine, event
-from sqlalchemy.engine import Dialect, ExecutionContext
+from sqlalchemy.engine import Dialect, ExceptionContext, ExecutionContext
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import PoolProxiedConnection
 
@@ -107,6 +108,7 @@ def watch(engine: Engine) -> None:
     event.listen(engine, "do_execute", _on_statement)
     event.listen(engine, "do_executemany", _on_statement)
     event.listen(engine, "do_execute_no_params", _on_statement_alone)
+    event.listen(engine, "handle_error", _on_error)
     on_commit = functools.partial(_on_commit, dialect)
     dialect.do_commit = _told(on_commit, dialect.do_commit)  # type: ignore[method-assign]
     dialect.do_rollback = _told(on_rollback, dialect.do_rollback)  # type: ignore[method-assign]
@@ -115,12 +117,16 @@ def watch(engine: Engine) -> None:
 
 
 def _told(listener: Callable[[Any], None], method: Callable[..., Any]) -> Callable[..., Any]:
-    """`method` of a dialect, with `listener` told of the connection before."""
+    """`method` of a dialect, with `listener` told of the connection before; and what comes after it is no COMMIT."""
 
     @functools.wraps(method)
     def told(connection: Any, *args: Any, **keywords: Any) -> Any:
         listener(connection)
-        return method(connection, *args, **keywords)
+        result = method(connection, *args, **keywords)
+        request = current_request()
+        if request is not None:
+            request.committing = None  # a fetch from a cursor that the COMMIT has closed fails without a statement
+        return result
 
     return told
 
@@ -174,6 +180,11 @@ def _judged(statement: str) -> tuple[bool, bool]:
     return _only_reads(statement), touches(statement)
 
 
+def _on_error(context: ExceptionContext) -> None:
+    if context.is_disconnect and current_request() is None:
+        sessions.suspect()
+
+
 def _in_autocommit(connection: Connection) -> bool:
     try:
         dbapi_connection = connection.connection.dbapi_connection
@@ -189,7 +200,7 @@ def _on_commit(dialect: Dialect, proxied: PoolProxiedConnection) -> None:
         return
     if request.changes:
         state.committed(proxied)
-    written = _written_on(proxied, request)
+    written = request.writer(proxied)
     if written is not None:
         request.written(written)
     if written is not None or not _safe(request) or hides(dialect):
@@ -197,15 +208,6 @@ def _on_commit(dialect: Dialect, proxied: PoolProxiedConnection) -> None:
         request.committing = weakref.ref(proxied)
         for tell in unseen:
             tell(request, dialect)
-
-
-def _written_on(proxied: PoolProxiedConnection, request: Request) -> Connection | None:
-    """The Connection by which `request` has written on `proxied`, and has not committed that."""
-    for each in request.chain() if request.outer is not None else (request,):
-        for connection in each.unfinished or ():  # an empty WeakSet is dear to walk
-            if not connection.closed and not connection.invalidated and connection.connection is proxied:
-                return connection
-    return None
 
 
 def _safe(request: Request) -> bool:
@@ -222,16 +224,18 @@ def on_rollback(proxied: PoolProxiedConnection) -> None:
     """`proxied` is about to be rolled back, or need not be. Twice is as good as once."""
     request = current_request()
     if request is not None:
-        if request.refused is not None:
-            failover.ask(request, proxied)
         request.committing = None
-        written = _written_on(proxied, request) if request.unfinished or request.outer is not None else None
+        written = request.writer(proxied) if request.unfinished or request.outer is not None else None
         if written is not None:
             request.written(written)
+            if state.has_ended(proxied):  # by the driver's own commit(), as it seems
+                request.note(commits=1)
         if request.changes:
             state.rolled_back(proxied)
+        if request.refused is not None:
+            failover.ask(request, proxied)
 
 
 def may_have_written(proxied: PoolProxiedConnection, request: Request) -> bool:
     """Whether what `request` is about to commit on `proxied` may change anything."""
-    return not _safe(request) or _written_on(proxied, request) is not None
+    return not _safe(request) or request.writer(proxied) is not None
