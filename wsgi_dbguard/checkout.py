@@ -17,7 +17,6 @@ import sys
 import threading
 import weakref
 from time import monotonic
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, event
@@ -36,10 +35,13 @@ __all__ = ["check", "listen"]
 current_request = current.get
 
 
-def listen() -> None:
-    """From now on `check` is called at each checkout. At the second call, nothing."""
+def listen(pool: Pool | None = None) -> None:
+    """From now on `check` is called at each checkout, also of `pool`. At the second call, nothing."""
     if not event.contains(Pool, "checkout", check):
         event.listen(Pool, "checkout", check, insert=True)
+    # A class of pools may hear nothing of the class Pool's (`_sa_propagate_class_events`).
+    if pool is not None and check not in pool.dispatch.checkout:
+        event.listen(pool, "checkout", check, insert=True)
 
 
 def check(connection: Any, entry: ConnectionPoolEntry, proxy: PoolProxiedConnection) -> None:
@@ -52,7 +54,7 @@ def check(connection: Any, entry: ConnectionPoolEntry, proxy: PoolProxiedConnect
     try:
         link: Link = entry.info[KEY]
     except KeyError:  # the application has cleared it
-        link = registry.link_of(connection, entry)
+        link = registry.known_link_of(connection, entry)
     request = current_request()
     # Its pool may be guarded since it was opened, or not at all.
     guard = link.guard or breaker.guard_of(registry.pool_of(entry))
@@ -106,8 +108,8 @@ def _has_others(guard: PoolGuard, link: Link, proxy: PoolProxiedConnection) -> b
 
 # A Connection takes its connection when it is made, and once more after that one was invalidated.
 _CONNECTIONS = frozenset({Connection.__init__.__code__, Connection._revalidate_connection.__code__})
-_NEAR = 14  # frames; SQLAlchemy's own are five
-_found_at = 2  # the last time; mostly it is there again, and to look at each frame is dear
+_FRAMES = 6  # SQLAlchemy's own: less than there are where a listener to anything takes one while a Connection is made
+_NEAR = 14  # where a pool or an instrument of the application's adds some
 
 
 def _is_connections() -> bool:
@@ -115,18 +117,20 @@ def _is_connections() -> bool:
 
     SQLAlchemy's events of a Connection would tell as well, and make it 20 µs dearer, see `transactions`.
     """
-    global _found_at
+    # Optimization: to look at each frame is dear.
     try:
-        if sys._getframe(_found_at).f_code in _CONNECTIONS:
+        if sys._getframe(_FRAMES).f_code in _CONNECTIONS:
             return True
     except ValueError:  # there are not so many
         pass
-    frame: FrameType | None = sys._getframe(2)
-    for depth in range(2, _NEAR):
-        if frame is None:
+    calls_check = sys._getframe(2)
+    calls_listeners = calls_check.f_code.co_filename
+    frame = calls_check.f_back
+    for _ in range(_NEAR):
+        # A listener's: the Connection further up has taken another one.
+        if frame is None or frame.f_code.co_filename == calls_listeners:
             return False
         if frame.f_code in _CONNECTIONS:
-            _found_at = depth
             return True
         frame = frame.f_back
     return False

@@ -73,7 +73,7 @@ class PoolGuard:
             event.listen(engine, "connect", self._on_opened, insert=True)
             event.listen(engine, "connect", self._on_connect)
             self.breaker.install(engine, self)
-            checkout.listen()
+            checkout.listen(engine.pool)
             # A private name, for a word of advice only.
             if getattr(engine.pool, "_pre_ping", False):
                 logger.warning("%s: pool_pre_ping beside the guard is a needless round trip at each checkout", self)
@@ -225,26 +225,25 @@ class PoolGuard:
         if not here[0]:
             fork.after_fork()
             raise self.replace("forked", link)
+        with self.lock:  # housekeeping may be taking it right now, or find that it came too late
+            doom = link.doomed
+        if isinstance(entry.dbapi_connection, Retired):
+            # Listeners to what SQLAlchemy does next are to meet what they know.
+            entry.dbapi_connection = entry.dbapi_connection.connection  # type: ignore[misc]
+            raise exc.DisconnectionError(doom)  # counted when it was closed
         if link.guard is None:  # opened before this guard came
             link.tune(self.config)
             self._adopt(link)
             if link.born < self._condemned:
-                link.doomed = link.doomed or "condemned"
+                link.doomed = doom = doom or "condemned"
         elif not link.uses:  # fresh
             if link.changed is not None:
                 self._variables.learn(self.dialect, connection, link, self.config.ping_timeout)
             return
-        if link.doomed is not None:
-            with self.lock:  # housekeeping may be taking it right now, or find that it came too late
-                doom = link.doomed
-            if isinstance(entry.dbapi_connection, Retired):
-                # Listeners to what SQLAlchemy does next are to meet what they know.
-                entry.dbapi_connection = entry.dbapi_connection.connection  # type: ignore[misc]
-                raise exc.DisconnectionError(doom)  # counted when it was closed
-            if doom == SUSPECT:
-                self.failover.look(self, connection, link)
-            elif doom is not None:
-                raise self.replace(doom, link)
+        if doom == SUSPECT:
+            self.failover.look(self, connection, link)
+        elif doom is not None:
+            raise self.replace(doom, link)
         now = monotonic()
         events = link.poll(0)
         if events and events[0][1] & sockets.DEAD:
