@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any
@@ -163,6 +164,24 @@ def test_one_in_the_raw_that_a_listener_takes_while_a_connection_is_made_is_coun
     assert request_.unseen == 1
     event.remove(engine, occasion, write)
     event.listen(engine, occasion, lambda *ignored: journal.connect().close())
+    with engine.connect():
+        pass
+    assert request_.unseen == 1
+    for each in (engine, journal):
+        each.dispose()
+
+
+@pytest.mark.parametrize("poolclass", POOLS)
+def test_one_in_the_raw_that_a_creator_takes_is_counted(request_: Request, poolclass: type[Pool]) -> None:
+    journal = create_engine("sqlite://", poolclass=poolclass)
+
+    def create() -> sqlite3.Connection:
+        journal.raw_connection().close()
+        return sqlite3.connect(":memory:")
+
+    engine = create_engine("sqlite://", creator=create, poolclass=poolclass)
+    watch(engine)
+    watch(journal)
     with engine.connect():
         pass
     assert request_.unseen == 1

@@ -123,12 +123,13 @@ def _is_connections() -> bool:
             return True
     except ValueError:  # there are not so many
         pass
-    calls_check = sys._getframe(2)
-    calls_listeners = calls_check.f_code.co_filename
-    frame = calls_check.f_back
+    listeners = sys._getframe(2)  # where SQLAlchemy calls them
+    checkout = listeners.f_back
+    assert checkout is not None
+    frame = checkout.f_back
     for _ in range(_NEAR):
-        # A listener's: the Connection further up has taken another one.
-        if frame is None or frame.f_code.co_filename == calls_listeners:
+        # Another event's, or another checkout's: what that calls takes this one, not the Connection further up.
+        if frame is None or frame.f_code is checkout.f_code or frame.f_code.co_filename == listeners.f_code.co_filename:
             return False
         if frame.f_code in _CONNECTIONS:
             return True
