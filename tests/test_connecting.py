@@ -23,6 +23,7 @@ from wsgi_dbguard.connecting import bound, install
 from wsgi_dbguard.lab.drivers import DRIVERS, Driver, driver_named
 from wsgi_dbguard.lab.mariadb import MariaDB
 from wsgi_dbguard.lab.postgres import PostgreSQL
+from wsgi_dbguard.lab.proxy import FaultProxy
 from wsgi_dbguard.lab.wire import TIMEOUT
 from wsgi_dbguard.link import Link
 
@@ -140,6 +141,22 @@ def test_a_server_that_says_nothing_is_given_up(driver: Driver, silent: int) -> 
 @pytest.mark.parametrize("words", [b"", b"S", b"N"], ids=["silence", "TLS", "no TLS"])
 def test_pg8000_gives_up_wherever_the_server_stops(words: bytes, saying: Saying, make_engine: Make) -> None:
     assert_given_up(driver_named("pg8000"), words, saying, make_engine)
+
+
+@pytest.mark.parametrize("timeout", [{}, {"timeout": 50.0}], ids=str)
+def test_a_handshake_that_is_cut_is_an_error_of_the_drivers(
+    timeout: dict[str, Any], postgres: PostgreSQL, make_engine: Make
+) -> None:
+    driver = driver_named("pg8000")
+    if missing := driver.missing():
+        pytest.skip(missing)
+    with FaultProxy(postgres.host, postgres.port) as proxy:
+        url = driver.url(postgres.url_through(proxy.host, proxy.port))
+        engine = make_engine(url, connect_args=timeout)
+        install(engine.dialect, lambda: 10.0)
+        event.listen(engine, "do_connect", lambda *_: proxy.drop_after(4))
+        with pytest.raises(OperationalError, match="reset"):
+            engine.connect()
 
 
 @pytest.mark.slow
@@ -283,6 +300,33 @@ def test_sqlalchemys_own_questions_on_the_first_connection_are_bounded_too(
         server.resume()
     with engine.connect() as connection:
         assert connection.scalar(text("select 1")) == 1
+
+
+@pytest.mark.slow
+def test_first_connections_wait_for_each_other_no_longer_than_one_may_take(
+    server_of: Callable[..., Server], make_engine: Make
+) -> None:
+    """SQLAlchemy asks its questions under a lock until they were answered once."""
+    server, together, limit = server_of(driver_named("psycopg2")), 5, 3.0
+    opened = threading.Barrier(together, action=server.pause)
+    engine = make_engine(server.url("psycopg2"))
+
+    @event.listens_for(engine, "do_connect")
+    def connect(dialect: Any, entry: Any, arguments: Any, keywords: dict[str, Any]) -> Any:
+        connection = dialect.connect(*arguments, **keywords)
+        opened.wait(TIMEOUT)
+        return connection
+
+    guard(engine, connect_timeout=limit)
+    try:
+        with ThreadPoolExecutor(together) as threads:
+            begun = time.monotonic()
+            failures = [threads.submit(engine.connect) for _ in range(together)]
+            assert all(isinstance(each.exception(TIMEOUT), DBAPIError) for each in failures)
+            took = time.monotonic() - begun
+    finally:
+        server.resume()
+    assert took < 3 * limit
 
 
 @pytest.mark.slow

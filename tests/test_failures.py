@@ -9,11 +9,12 @@ from contextlib import closing
 from ssl import SSLEOFError
 from types import ModuleType
 
+import psycopg2
 import pymysql
 import pytest
 from sqlalchemy import Engine, create_engine, exc
 
-from wsgi_dbguard.failures import CODES, Failure, classify, code_of, network_failed, refused
+from wsgi_dbguard.failures import CODES, Failure, classify, code_of, may_pass, network_failed, refused
 from wsgi_dbguard.lab.drivers import DRIVERS, Driver, driver_named
 from wsgi_dbguard.lab.mariadb import MariaDB
 from wsgi_dbguard.lab.postgres import PostgreSQL
@@ -185,6 +186,25 @@ def test_missing_file_is_no_disconnect() -> None:
 
 def test_programs_mistake_while_connecting_is_no_outage() -> None:
     assert classify(pymysql.err.ProgrammingError("unknown argument"), connecting=True) is Failure.OTHER
+
+
+@pytest.mark.parametrize(
+    ("attempts", "lasts"),
+    [
+        (["SSL error: certificate verify failed"], True),
+        (["SSL error: certificate verify failed", "FATAL:  the database system is starting up"], False),
+        (["FATAL:  sorry, too many clients", 'FATAL:  no pg_hba.conf entry for host "a", no encryption'], False),
+        (['FATAL:  role "app" does not exist', 'FATAL:  no pg_hba.conf entry for host "a", no encryption'], True),
+        (['FATAL:  too many connections for role "app"'], False),
+        (["SSL SYSCALL error: EOF detected"], False),
+    ],
+    ids=str,
+)
+def test_what_libpq_met_lasts_only_if_it_is_so_at_each_address_and_with_and_without_tls(
+    attempts: list[str], lasts: bool
+) -> None:
+    told = "\n".join(f'connection to server at "certificate file" (::1), port 1 failed: {each}' for each in attempts)
+    assert may_pass(psycopg2.OperationalError(told)) is not lasts
 
 
 def test_exhausted_pool_is_unavailable() -> None:

@@ -119,14 +119,19 @@ class Breaker:
         """
         # SQLAlchemy has no public hook around the opening of a connection, only before and after it.
         self._dialect = weakref.ref(engine.dialect)
-        engine.pool._creator = connect = self._around(engine.pool._invoke_creator)
+        engine.pool._creator = connect = self._around(engine.pool._invoke_creator, guard.begin_opening)
         vars(connect)[_GUARD] = weakref.ref(guard)
 
-    def _around(self, create: Callable[[ConnectionPoolEntry], Any]) -> Callable[..., Any]:
+    def _around(
+        self, create: Callable[[ConnectionPoolEntry], Any], opened: Callable[[Any, ConnectionPoolEntry], object]
+    ) -> Callable[..., Any]:
         # The very signature by which SQLAlchemy knows a creator that wants its record.
         def connect(connection_record: Any = None) -> Any:
             places.pass_on(connection_record)
-            return self.connect(lambda: create(connection_record))
+            connection = self.connect(lambda: create(connection_record))
+            if connection_record is not None:
+                opened(connection, connection_record)
+            return connection
 
         connect.__wrapped__ = create  # type: ignore[attr-defined]
         return connect

@@ -55,9 +55,9 @@ def check(connection: Any, entry: ConnectionPoolEntry, proxy: PoolProxiedConnect
         link: Link = entry.info[KEY]
     except KeyError:  # the application has cleared it
         link = registry.known_link_of(connection, entry)
+        link.guard = link.guard or breaker.guard_of(registry.pool_of(entry))
     request = current_request()
-    # Its pool may be guarded since it was opened, or not at all.
-    guard = link.guard or breaker.guard_of(registry.pool_of(entry))
+    guard = link.guard
     if guard is not None:
         now = monotonic()
         shared = guard.shares_one and _has_others(guard, link, proxy)
@@ -88,7 +88,10 @@ def check(connection: Any, entry: ConnectionPoolEntry, proxy: PoolProxiedConnect
         link.used = now
         link.uses += 1
     if request is not None:
-        past = not _is_connections()
+        try:
+            past = sys._getframe(_FRAMES).f_code not in _CONNECTIONS and not _is_connections()
+        except ValueError:  # there are not so many
+            past = not _is_connections()
         if past:
             request.note(unseen=1)
         if unseen and (past or not request.safe):
@@ -108,7 +111,9 @@ def _has_others(guard: PoolGuard, link: Link, proxy: PoolProxiedConnection) -> b
 
 # A Connection takes its connection when it is made, and once more after that one was invalidated.
 _CONNECTIONS = frozenset({Connection.__init__.__code__, Connection._revalidate_connection.__code__})
-_FRAMES = 6  # SQLAlchemy's own: less than there are where a listener to anything takes one while a Connection is made
+# SQLAlchemy's own frames, from `check`: less than there are where a listener takes one while a Connection is made. To
+# look at each frame is dear.
+_FRAMES = 5
 _NEAR = 14  # where a pool or an instrument of the application's adds some
 
 
@@ -117,12 +122,6 @@ def _is_connections() -> bool:
 
     SQLAlchemy's events of a Connection would tell as well, and make it 20 µs dearer, see `transactions`.
     """
-    # Optimization: to look at each frame is dear.
-    try:
-        if sys._getframe(_FRAMES).f_code in _CONNECTIONS:
-            return True
-    except ValueError:  # there are not so many
-        pass
     listeners = sys._getframe(2)  # where SQLAlchemy calls them
     checkout = listeners.f_back
     assert checkout is not None

@@ -13,13 +13,13 @@ In text, ``none`` switches off what can be switched off, and lists are separated
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from .errors import SettingError
+from .patterns import lazily
 
 __all__ = ["ENV_PREFIX", "GuardConfig", "parse", "shown"]
 
@@ -120,8 +120,8 @@ def _secret(value: object) -> str | None:
     return value
 
 
-_PREFIX = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@-]+)+")
-_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{16,}")  # what a Bearer token may have (RFC 6750)
+_PREFIX = lazily(r"(/[A-Za-z0-9._~!$&'()*+,;=:@-]+)+")
+_TOKEN = lazily(r"[A-Za-z0-9._~+/=-]{16,}")  # what a Bearer token may have (RFC 6750)
 _VERBATIM = (_prefix, _secret)
 
 

@@ -3,7 +3,8 @@
 Most drivers take it as ``connect_timeout``, in whole seconds (`bound`). The ones in Python have none for what the
 server says once TCP is connected, and the kernel of a server that is stopped still connects: pg8000's ``timeout`` and
 PyMySQL's ``read_timeout`` and ``write_timeout`` are those of every query. So they are given for the handshake, each
-step of which may take that long then, and taken off before anybody has the connection (`install`).
+step of which may take that long then, and taken off before anybody has the connection (`install`). What the network
+does to a handshake they let through as the socket's own error: it is made one of the driver's.
 
 Example::
 
@@ -23,6 +24,8 @@ from contextlib import suppress
 from typing import Any
 
 from sqlalchemy.engine import Dialect
+
+from . import failures
 
 __all__ = ["bound", "install"]
 
@@ -62,16 +65,20 @@ def install(dialect: Dialect, seconds: Callable[[], float | None]) -> None:
         nonlocal names
         limit = seconds()
         ours = [] if limit is None or args else [name for name in names if name not in keywords]
-        if not ours:
-            return connect(*args, **keywords)
         try:
-            connection = connect(**keywords, **dict.fromkeys(ours, limit))
+            connection = connect(*args, **keywords, **dict.fromkeys(ours, limit))
         except Exception as error:
             _close_socket(error)
-            if isinstance(error, TimeoutError):  # SQLAlchemy knows only the driver's own errors
-                problem = f"connection timed out: no answer for {limit:g} s"
-                raise dialect.loaded_dbapi.OperationalError(problem) from error
-            raise
+            # SQLAlchemy knows only the driver's own errors, and so does an application.
+            if isinstance(error, TimeoutError):
+                problem = f"connection timed out: no answer for {limit:g} s" if ours else "connection timed out"
+            elif failures.network_failed(error):
+                problem = f"connection failed: {error}"
+            else:
+                raise
+            raise dialect.loaded_dbapi.OperationalError(problem) from error
+        if not ours:
+            return connection
         try:
             take_off(connection, ours)
         except AttributeError:

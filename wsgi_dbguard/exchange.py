@@ -203,7 +203,8 @@ class Exchange:
         if not self._sent:
             self._sent = True
             if self._status is not None:  # else the server has a word to say to the application
-                self._write = self._start(self._status, self._departing(self._headers))
+                headers = self._departing(self._headers) if self.request.extras else self._headers
+                self._write = self._start(self._status, headers)
 
     def _departing(self, headers: list[tuple[str, str]], *, failed: bool = False) -> list[tuple[str, str]]:
         for extra in self.request.extras:

@@ -21,6 +21,7 @@ from typing import Any
 from sqlalchemy import exc
 
 from .errors import DatabaseUnavailable
+from .patterns import lazily
 
 __all__ = ["CODES", "Failure", "classify", "code_of", "may_pass", "network_failed", "refused"]
 
@@ -74,8 +75,21 @@ CODES: dict[str | int, Failure] = {
     for code in codes
 }  # fmt: skip
 _SILENCE = frozenset({errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH})
-_NO_DATABASE = re.compile(r'database ".*" does not exist')
+_NO_DATABASE = lazily(r'database ".*" does not exist')
 _CREDENTIALS = frozenset({"28000", "28P01", 1045, 1130, 1698})  # of a user, a password, a host that is not allowed
+_ATTEMPT = "connection to server "  # libpq tells of each address that it has tried, and with and without TLS
+# What will be so the next time, too, in words: libpq has no code for what is met while it connects, and the others have
+# theirs for whatever ends a handshake, so also for a server that restarts.
+_LASTING = lazily(
+    # No TLS at the other end; or no certificate, or one that is not taken: ours, theirs, or the one to check it by.
+    r"SSL (is|was) required|certificate verify failed|TLS/SSL error: .*certificate|SSL error: no such file"
+    r'|certificate file "|private key file|server certificate for "|valid client certificate|no certificate or crl'
+    r"|PEM lib|key values mismatch|Invalid (CA )?Certificate|alert (unknown ca|protocol version|(bad )?certificate)"
+    # An argument that is none; a login that the server takes from nobody, or not from here, or not like that.
+    r"|invalid \w+ value|weak sslmode|invalid SSL protocol|invalid value for parameter|unrecognized configuration"
+    r'|pg_hba\.conf|role ".*" (does not exist|is not permitted)',
+    re.IGNORECASE,
+)
 # mysql-connector's own, for which it has closed the connection; with the number of a server's limit for a statement.
 _TIMEOUTS = frozenset({"ConnectionTimeoutError", "ReadTimeoutError", "WriteTimeoutError"})
 _OPTION_PREVENTS_STATEMENT = 1290  # "running with the --read-only option", or with one that has nothing to do with it
@@ -148,9 +162,17 @@ def refused(error: BaseException) -> bool:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether `error`, met in connecting, may be over in a moment: a password that is not taken is not."""
-    # libpq's drivers have no SQLSTATE for what happens while they connect.
-    return code_of(error) not in _CREDENTIALS and "password authentication failed" not in str(error)
+    """Whether `error`, met in connecting, may be over in a moment: a password or a certificate that is refused is not.
+
+    Nor is TLS where there is none, or an argument that is none. In doubt it may: pg8000 has the same words for a server
+    without TLS and for one that ends.
+    """
+    text = str(error)
+    if code_of(error) in _CREDENTIALS or "password authentication failed" in text:
+        return False
+    if isinstance(error, FileNotFoundError | PermissionError):  # of a certificate; of a socket it is the driver's own
+        return False
+    return not all(_LASTING.search(each) for each in text.split(_ATTEMPT)[1:] or [text])
 
 
 def _no_such_database(error: BaseException) -> bool:

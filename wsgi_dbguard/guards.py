@@ -15,21 +15,32 @@ from __future__ import annotations
 import re
 import threading
 import weakref
+from collections.abc import Container
 from typing import Any
 
 from sqlalchemy import Engine
 from sqlalchemy.engine import Dialect
 
-from . import breaker, fork, registry
+from . import breaker, cancel, fork, registry
 from .config import GuardConfig
 from .errors import SettingError
+from .patterns import lazily
 from .pool import PoolGuard
-from .settle import settle
 
-__all__ = ["address", "configuration", "engine_of", "guard", "guard_all", "guard_of", "guards", "has_server"]
+__all__ = [
+    "address",
+    "configuration",
+    "engine_of",
+    "guard",
+    "guard_all",
+    "guard_of",
+    "guards",
+    "has_server",
+    "numbered",
+]
 
 # Arguments of a URL: libpq's password and sslpassword, passwd of MySQL's drivers; what ODBC has in one of its own.
-_SECRET = re.compile("pass(?!file)|pwd|secret|token|odbc_connect", re.IGNORECASE)
+_SECRET = lazily("pass(?!file)|pwd|secret|token|odbc_connect", re.IGNORECASE)
 _guards: weakref.WeakKeyDictionary[Dialect, PoolGuard] = weakref.WeakKeyDictionary()  # of an engine and all its copies
 _lock = threading.RLock()
 _everywhere: GuardConfig | None = None
@@ -69,6 +80,15 @@ def address(engine: Engine) -> str:
     return engine.pool.logging_name or f"{url.host or ''}{port}/{url.database or ''}"
 
 
+def numbered(name: str, taken: Container[str]) -> str:
+    """`name`, with a number where it is taken."""
+    found, number = name, 1
+    while found in taken:
+        number += 1
+        found = f"{name} #{number}"
+    return found
+
+
 def guard(engine: Engine, *, config: GuardConfig | None = None, **settings: Any) -> PoolGuard:
     """Guard the pool of `engine`, from now on and with the connections that it has; at the second call, the same guard.
 
@@ -102,6 +122,7 @@ def _guard(engine: Engine, config: GuardConfig, *, explicit: bool, changed: bool
         known = _guards.get(engine.dialect) or breaker.guard_of(engine.pool)  # which another engine may have as well
         if known is None:
             known = PoolGuard(engine, config, name=_name(engine), explicit=explicit)
+            cancel.prepare(engine.dialect)
         elif changed:
             if known.explicit and not known.config.same_pool(config):
                 raise SettingError(f"{known.name} is guarded with other settings already: {known.config}")
@@ -111,6 +132,8 @@ def _guard(engine: Engine, config: GuardConfig, *, explicit: bool, changed: bool
             _guards[engine.dialect] = known
             known.hear(engine)
     if known.config.settle:
+        from .settle import settle
+
         settle(engine, known.config)
     return known
 
@@ -119,13 +142,8 @@ def _name(engine: Engine) -> str:
     """The pool's logging name, else the URL without its passwords; with a number where another guard has that name."""
     secret = [each for each in engine.url.query if _SECRET.search(each)]
     url = engine.url.difference_update_query(secret)
-    name = base = engine.pool.logging_name or url.render_as_string(hide_password=True)
-    taken = {each.name for each in guards()}
-    number = 1
-    while name in taken:
-        number += 1
-        name = f"{base} #{number}"
-    return name
+    name = engine.pool.logging_name or url.render_as_string(hide_password=True)
+    return numbered(name, {each.name for each in guards()})
 
 
 def configuration(config: GuardConfig | None, settings: dict[str, Any]) -> GuardConfig:

@@ -19,9 +19,6 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from . import quirks, sockets, stacks
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-    from sqlalchemy.orm import Session
-
     from .config import GuardConfig
     from .deadline import Running
     from .pool import PoolGuard
@@ -99,7 +96,6 @@ class Link:
         "poll",
         "running",
         "server_id",
-        "session",
         "severed",
         "taken",
         "taken_at",
@@ -107,7 +103,6 @@ class Link:
         "users",
         "uses",
         "values",
-        "within",
     )
 
     def __init__(
@@ -159,8 +154,6 @@ class Link:
         self.lent = False  # in a thread of the application's own
         self.taken: Callable[[], PoolProxiedConnection | None] = _nothing  # what the owner took it as
         self.taken_at: stacks.Trace | None = None
-        self.session: weakref.ref[Session] | None = None  # that had it last
-        self.within: Callable[[], Connection | None] = _nothing  # as which it had it
         # What a request may change and leave, see `flags` and `state`:
         self.flags: Callable[[Any], object] = _nothing_of
         self.baseline: object = UNKNOWN  # its flags at the first checkout

@@ -15,13 +15,13 @@ import functools
 import weakref
 from typing import Any
 
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import Pool, PoolProxiedConnection, QueuePool
 from sqlalchemy.pool.base import _ConnectionRecord
 from sqlalchemy.util import queue
 
 from .registry import pool_of
 
-__all__ = ["is_waited_for", "pass_on"]
+__all__ = ["is_waited_for", "pass_on", "take"]
 
 
 def pass_on(entry: Any) -> None:
@@ -48,3 +48,27 @@ def _give_up(reference: weakref.ref[QueuePool]) -> bool:
 def is_waited_for(pool: QueuePool) -> bool:
     """Whether somebody waits for a place in it."""
     return bool(getattr(getattr(pool._pool, "not_empty", None), "_waiters", None))
+
+
+def take(pool: Pool) -> PoolProxiedConnection:
+    """A connection, as `Pool.connect` gives it, but only where nobody has to wait for a place.
+
+    Raises:
+        TimeoutError: (SQLAlchemy's) if all places are taken.
+    """
+    return Pool.connect(_Impatient(pool)) if isinstance(pool, QueuePool) else pool.connect()  # type: ignore[arg-type]
+
+
+class _Impatient:
+    """The pool, to somebody who has no time: SQLAlchemy has one timeout for all."""
+
+    _timeout = 0.0
+
+    def __init__(self, pool: QueuePool) -> None:
+        self._real = pool
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def _do_get(self) -> Any:
+        return type(self._real)._do_get(self)  # type: ignore[arg-type]

@@ -134,17 +134,29 @@ def _install() -> None:
         _created(engine)
 
     Dialect.engine_created = classmethod(engine_created)  # type: ignore[method-assign, assignment]
-    if _SQLALCHEMY_WAS_THERE:
+    if _SQLALCHEMY_WAS_THERE and _there_was_a_pool():
         _find_what_exists()
+
+
+def _there_was_a_pool() -> bool:
+    """Whether a pool has opened a connection in this process, or an engine was created.
+
+    Both make SQLAlchemy note the class of the pool, in a table of events of its own (a private name). Where it is not
+    known any more the answer is yes.
+    """
+    known = getattr(Pool.dispatch, "_empty_listener_reg", None)
+    return known is None or any(cls in known for cls in family(Pool))
 
 
 def _find_what_exists() -> None:
     opened_at = "an unknown place, before wsgi_dbguard was imported"
-    engines.update(dict.fromkeys(instances(Engine)))
-    for each in instances(*family(ConnectionPoolEntry), *family(PoolProxiedConnection)):
-        if each.dbapi_connection is None:
+    found: list[Any] = instances(Engine, *family(ConnectionPoolEntry), *family(PoolProxiedConnection))
+    for each in found:
+        if isinstance(each, Engine):
+            engines[each] = None
+        elif each.dbapi_connection is None:
             continue
-        if isinstance(each, ConnectionPoolEntry):
+        elif isinstance(each, ConnectionPoolEntry):
             link_of(each.dbapi_connection, each, opened_at=opened_at)
         elif getattr(each, "is_detached", False):
             link = each.info[KEY] = Link(each.dbapi_connection, None, opened_at=opened_at, gone=forget)

@@ -107,6 +107,7 @@ class Request(_Attempt):
         self.owner = Owner(self.method, self.path)
         self.links: list[Link] = []  # the pooled connections that it took, each one once or more
         self.sessions: list[ref[Session]] = []  # ORM sessions that the present attempt used
+        self.begun: list[ref[Connection]] = []  # with which they began a transaction
         self.started = time.monotonic()
         self.thread = threading.get_ident()  # in which the application runs; of the present step
         if outer is not None and outer.ended is None:
@@ -203,7 +204,7 @@ class Request(_Attempt):
     def again(self) -> None:
         """A second attempt begins."""
         self.attempt += 1
-        self.sessions = []
+        self.sessions, self.begun = [], []
         for name in _Attempt.__annotations__:
             vars(self).pop(name, None)
 

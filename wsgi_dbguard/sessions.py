@@ -22,7 +22,7 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sqlalchemy import Connection, event
@@ -33,7 +33,7 @@ from .errors import SharedSessionWarning
 from .link import KEY, Link
 from .request import Request, current
 
-__all__ = ["release", "use", "watch"]
+__all__ = ["SESSION", "held", "release", "use", "watch"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ _lock = threading.Lock()
 # In a session's info: the requests that use it, weakly, as a test client may drop a response without closing it. The
 # requests of a parent process are of no interest to its child.
 _key = f"wsgi_dbguard.requests of {os.getpid()}"
+_MANY = 64
+SESSION = "wsgi_dbguard.session"  # in the __dict__ of a Connection: the Session that has begun with it last
 _told: weakref.WeakSet[Session] = weakref.WeakSet()
 _watching = False
 
@@ -61,14 +63,31 @@ def watch() -> None:
 
 
 def _on_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    seen = weakref.ref(session)
-    link: Link | None = connection.info.get(KEY)
-    if link is not None:
-        link.session = seen
-        link.within = weakref.ref(connection)
+    # The Connection is told whose it is, and not the pool's connection: the way there is long.
+    connection.__dict__[SESSION] = seen = weakref.ref(session)
     request = current_request()
-    if request is not None and (seen not in request.sessions or threading.get_ident() != request.thread):
-        use(seen, request)
+    if request is not None:
+        request.begun.append(weakref.ref(connection))
+        if not len(request.begun) % _MANY:
+            _prune(request.begun)
+        if seen not in request.sessions or threading.get_ident() != request.thread:
+            use(seen, request)
+
+
+def _prune(references: list[weakref.ref[Any]]) -> None:
+    """Most requests have a few; a response that streams for days may have any number, one after the other."""
+    references[:] = [each for each in references if each() is not None]
+
+
+def held(request: Request) -> Iterator[tuple[Session, Link]]:
+    """What sessions have taken in `request`, and still have."""
+    for each in request.begun:
+        connection = each()
+        if connection is not None and not connection.closed and not connection.invalidated:
+            session = connection.__dict__[SESSION]()
+            link = connection.connection.info.get(KEY)
+            if session is not None and link is not None:
+                yield session, link
 
 
 def _on_use(session: Session, *ignored: Any) -> None:
@@ -92,9 +111,11 @@ def use(seen: weakref.ref[Session], request: Request) -> None:
         if request.ended is not None:  # a thread of the application's goes on
             return
         request.sessions.append(seen)
+        if not len(request.sessions) % _MANY:
+            _prune(request.sessions)
         info = session.info
-        others = _running(info.get(_key, ()))
-        info[_key] = [*map(weakref.ref, others), weakref.ref(request)]
+        others = _running(info[_key]) if _key in info else ()
+        info[_key] = [*map(weakref.ref, others), weakref.ref(request)] if others else [weakref.ref(request)]
         if others and session not in _told and not all(_related(request, each) for each in others):
             _told.add(session)
             paths = " and ".join(sorted(f"{each.method} {each.path}" for each in (*others, request)))
@@ -154,12 +175,8 @@ def _places(session: Session, request: Request) -> list[str]:
     """Where `request` began the transaction of `session`: its connection was taken there, one for each engine."""
     return [
         f"begun at {stacks.render(link.taken_at)}"
-        for link in list(registry.links)
-        if link.owner is request.owner
-        and link.taken_at is not None
-        and link.session is not None
-        and link.session() is session
-        and link.in_use
+        for each, link in held(request)
+        if each is session and link.owner is request.owner and link.taken_at is not None
     ]
 
 

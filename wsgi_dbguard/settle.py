@@ -19,8 +19,7 @@ import logging
 import time
 import weakref
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Engine
 from sqlalchemy.engine import Dialect
@@ -49,8 +48,7 @@ _ASK = f"SELECT pg_xact_status('{{id}}'::xid8), {_HISTORY}"
 _watched: weakref.WeakSet[Dialect] = weakref.WeakSet()  # of an engine and its execution_options() copies
 
 
-@dataclass(frozen=True, slots=True)
-class _Transaction:
+class _Transaction(NamedTuple):
     id: str  # empty: the connection was lost before the COMMIT was sent
     history: str | None = None
 

@@ -31,12 +31,14 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import Dialect, ExecutionContext
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import PoolProxiedConnection
 
 from . import checkout, failover, sessions, state
 from .changes import touches
-from .link import KEY, Link
+from .patterns import lazily
 from .request import Request, current, unseen
+from .sessions import SESSION
 
 __all__ = ["commits_by_itself", "hides", "may_have_written", "only_reads", "sent", "watch"]
 
@@ -49,10 +51,10 @@ _watched: weakref.WeakSet[Dialect] = weakref.WeakSet()
 
 _WORD = re.compile(r"(?:\s|/\*.*?\*/|--[^\n]*\n|\()*([a-z]+)", re.IGNORECASE | re.DOTALL)
 _WRITES = re.compile(r"\b(insert|update|delete|merge|into|call|replace)\b|;\s*\S", re.IGNORECASE)
-_SEVERAL = re.compile(r";\s*\S")
-_CALLS = re.compile(r"\w\s*\(")  # "in (" as well: it errs towards not running again
-_AUTOCOMMIT = re.compile(r"\bautocommit\b", re.IGNORECASE)
-_PREPARE_TRANSACTION = re.compile(r"\bprepare\s+transaction\b", re.IGNORECASE)
+_SEVERAL = lazily(r";\s*\S")
+_CALLS = lazily(r"\w\s*\(")  # "in (" as well: it errs towards not running again
+_AUTOCOMMIT = lazily(r"\bautocommit\b", re.IGNORECASE)
+_PREPARE_TRANSACTION = lazily(r"\bprepare\s+transaction\b", re.IGNORECASE)
 _CACHED_LENGTH = 4096  # characters
 _READS = frozenset({"select", "show", "values", "table", "explain", "describe", "desc", "with"})
 # What leaves a transaction open, so that a rollback still undoes it. In PostgreSQL DDL too; MySQL commits before it.
@@ -133,16 +135,8 @@ def _on_statement(cursor: Any, statement: Any, parameters: Any, context: Executi
     if request is None:
         return
     connection = context.root_connection
-    try:
-        link: Link | None = connection.connection.info.get(KEY)
-    except NotImplementedError:  # the dialect's own questions on the very first connection, which has no pool entry yet
-        return
-    if (
-        link is not None
-        and (session := link.session) is not None
-        and (session not in request.sessions or threading.get_ident() != request.thread)
-        and link.within() is connection
-    ):
+    session: weakref.ref[Session] | None = connection.__dict__.get(SESSION)
+    if session is not None and (session not in request.sessions or threading.get_ident() != request.thread):
         sessions.use(session, request)
     request.statements += 1
     request.committing = None
@@ -150,7 +144,7 @@ def _on_statement(cursor: Any, statement: Any, parameters: Any, context: Executi
         statement = statement.decode(errors="replace") if isinstance(statement, bytes) else ""
     # Optimization: SQLAlchemy sends the same few texts again and again. Long ones are not worth their memory.
     reads, changes = _judged(statement) if len(statement) <= _CACHED_LENGTH else _judged.__wrapped__(statement)
-    if reads and not changes and request.safe:
+    if (reads and not changes and request.safe) or _is_the_dialects(connection):
         return
     for tell in sent:
         tell(request, connection, reads)
@@ -163,6 +157,15 @@ def _on_statement(cursor: Any, statement: Any, parameters: Any, context: Executi
         request.note(commits=1)
     else:
         request.write(connection)
+
+
+def _is_the_dialects(connection: Connection) -> bool:
+    """Whether it is on the very first connection of an engine, which has no pool entry yet: what the dialect asks."""
+    try:
+        connection.connection.info  # noqa: B018
+    except NotImplementedError:
+        return True
+    return False
 
 
 @lru_cache(maxsize=512)

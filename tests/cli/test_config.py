@@ -38,7 +38,15 @@ def test_its_path_is_printed(arguments: str, name: str) -> None:
     assert Path(result.stdout.strip()) == deploy_directory() / name
 
 
-@pytest.mark.parametrize("arguments", ["apache", "gunicorn --for uwsgi", "uwsgi --for gunicorn", ""])
+def test_the_path_of_all_is_printed() -> None:
+    result = CliRunner().invoke(main, ["config", "--path"])
+    assert result.exit_code == 0
+    assert Path(result.stdout.strip()) == deploy_directory()
+
+
+@pytest.mark.parametrize(
+    "arguments", ["apache", "gunicorn --for uwsgi", "uwsgi --for gunicorn", "", "--path --for uwsgi"]
+)
 def test_what_there_is_not_is_refused(arguments: str) -> None:
     result = CliRunner().invoke(main, ["config", *arguments.split()])
     assert result.exit_code == 2

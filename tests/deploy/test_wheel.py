@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -30,9 +31,12 @@ def test_the_wheel_holds_every_file_of_deploy_and_finds_them(tmp_path: Path) -> 
 
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if name.startswith("wsgi_dbguard/deploy/")}
-        pages = {name.rpartition("/")[2] for name in archive.namelist() if name.startswith("wsgi_dbguard/docs/")}
         archive.extractall(tmp_path / "installed")
-    assert pages == {page.name for page in (ROOT / "wsgi_dbguard" / "docs").iterdir()}
+    pages = list((tmp_path / "installed" / "wsgi_dbguard" / "docs").iterdir())
+    assert {page.name for page in pages} == {page.name for page in (ROOT / "wsgi_dbguard" / "docs").iterdir()}
+    links = [page.parent / link for page in pages for link in re.findall(r"\]\(([^)#:]+)[#)]", page.read_text())]
+    assert len(links) > len(pages)
+    assert [link for link in links if not link.exists()] == []
     source = deploy_directory()
     files = {path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     assert packed == {f"wsgi_dbguard/deploy/{path.relative_to(source).as_posix()}" for path in files}

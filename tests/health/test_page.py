@@ -10,10 +10,9 @@ from urllib.request import urlopen
 
 import pytest
 
+from tests.chromium import Browser, program
 from wsgi_dbguard.lab.postgres import PostgreSQL, ServerMissing
 from wsgi_dbguard.lab.servers import APPS, Server, gunicorn
-
-from .chromium import Browser, program
 
 pytestmark = [
     pytest.mark.slow,

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg2
 import pytest
 from sqlalchemy import Engine, event, text
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import AssertionPool, NullPool
 from werkzeug.test import Client
 
 from wsgi_dbguard import DBGuard, guard, registry
@@ -106,6 +106,52 @@ def test_the_last_place_is_never_taken(
         assert guard(engine).stats()["checkouts"] == 1
     assert fresh(judgement, monkeypatch) == READY
     assert guard(engine).stats()["checkouts"] == 2  # now there are two
+
+
+def test_places_that_others_take_meanwhile_are_not_waited_for(
+    running: PostgreSQL, make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(running.url(), pool_size=1, max_overflow=1, pool_timeout=300)
+    judgement = judge(engine)
+    left = iter([2])  # as it was; then as it is
+    real = readiness._places_left
+    monkeypatch.setattr(readiness, "_places_left", lambda pool: next(left, None) or real(pool))
+    with engine.connect(), engine.connect():
+        assert fresh(judgement, monkeypatch) == READY
+
+
+def test_the_last_place_is_given_back_at_once(
+    running: PostgreSQL, make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(running.url(), pool_size=2, max_overflow=0)
+    judgement = judge(engine)
+    with engine.connect() as one:
+        with engine.connect():
+            pass
+        (idle,) = (link for link in guard(engine).links() if not link.in_use)
+        asked, used = statements(running), idle.used
+        left = iter([2])
+        real = readiness._places_left
+        monkeypatch.setattr(readiness, "_places_left", lambda pool: next(left, None) or real(pool))
+        assert fresh(judgement, monkeypatch) == READY
+        assert (statements(running), idle.used) == (asked, used)
+        one.execute(text("SELECT 1"))
+
+
+def test_a_pool_that_allows_one_at_a_time_is_never_asked_for_it(
+    running: PostgreSQL, make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(running.url(), poolclass=AssertionPool)
+    judgement = judge(engine)
+    for _ in range(2):
+        assert fresh(judgement, monkeypatch) == READY
+        assert guard(engine).stats()["checkouts"] == 0
+    with engine.connect():
+        assert fresh(judgement, monkeypatch) == READY
+    assert fresh(judgement, monkeypatch) == READY
+    assert guard(engine).stats()["checkouts"] == 1
+    running.stop()
+    assert fresh(judgement, monkeypatch) == AWAY
 
 
 def test_a_pool_of_one_place_is_left_alone_and_judged_by_its_socket(

@@ -84,8 +84,8 @@ child = os.fork()
 if child == 0:
     before = reporter.running, reporter._share._slot
     worker.serving()
-    alone = {each["pid"] for each in reporter.workers()} == {os.getpid()}  # it is no worker of its parent's server
-    os.write(1, repr((before, reporter.running, alone)).encode())
+    both = {each["pid"] for each in reporter.workers()} == {os.getpid(), os.getppid()}  # as uWSGI's without a master
+    os.write(1, repr((before, reporter.running, both)).encode())
     reporter.end()
     os._exit(0)
 os.waitpid(child, 0)

@@ -19,8 +19,9 @@ from wsgi_dbguard.health.sharing import Share
 
 WORKER = """
 import os, sys
-from wsgi_dbguard.health.sharing import Share
-share = Share()
+from wsgi_dbguard.health import sharing
+sharing._owner = os.getppid  # as if it had been forked
+share = sharing.Share()
 share.write({"pid": os.getpid()})
 print(os.getpid(), flush=True)
 sys.stdin.read()
@@ -160,6 +161,40 @@ def test_a_place_that_is_not_ours_alone_is_refused(
         assert "shows no other workers" in record.getMessage()
     finally:
         where.rmdir() if kind == "open" else where.unlink()
+
+
+SERVER = """
+import multiprocessing, os, sys
+from wsgi_dbguard.health.sharing import _owner
+
+def tell(name):
+    print(name, int(_owner() == os.getppid()), flush=True)
+
+if __name__ == "__main__":
+    tell("server")
+    child = os.fork()
+    if child == 0:
+        tell("forked")
+        os._exit(0)
+    os.waitpid(child, 0)
+    other = multiprocessing.get_context("spawn").Process(target=tell, args=["spawned"])
+    other.start()
+    other.join()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/auxv").exists(), reason="this kernel does not tell")
+def test_servers_of_one_script_are_not_each_others_workers(tmp_path: Path) -> None:
+    (tmp_path / "server.py").write_text(SERVER)
+    told = subprocess.run(
+        [sys.executable, "server.py"], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert told.stdout.split("\n") == ["server 0", "forked 1", "spawned 1", ""]
+
+
+def test_where_it_is_not_told_the_job_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "_layout", lambda pid: None)
+    assert sharing._is_worker_of(os.getppid())
 
 
 def test_a_child_of_a_worker_leaves_its_parents_file_alone(run_python: Callable[..., str]) -> None:

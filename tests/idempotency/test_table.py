@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -84,3 +85,9 @@ for dialect in ("postgresql", "mariadb", "mysql"):
     expected = "\n".join([*map(ddl, ("postgresql", "mariadb", "mysql")), ""])
     # SQLAlchemy puts the options of MySQL's tables in an order that differs from process to process.
     assert sorted(re.split(r"[\s)]+", printed)) == sorted(re.split(r"[\s)]+", expected))
+
+
+def test_the_command_says_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["", "--help"])
+    with pytest.raises(SystemExit, match=r"not for --help\n\n.*postgresql\|mariadb\|mysql"):
+        runpy.run_module("wsgi_dbguard.idempotency", run_name="__main__")

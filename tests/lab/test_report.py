@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
 
+from tests.chromium import Browser, program
 from wsgi_dbguard.lab.load import Answer
 from wsgi_dbguard.lab.report import COLORS, page
 from wsgi_dbguard.lab.slots import figures_of
 from wsgi_dbguard.lab.timeline import Span, Timeline, Track
-
-CHROMIUM = shutil.which("chromium")
-OFFLINE = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +62,15 @@ def test_nothing_is_loaded_and_nothing_runs(html: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+@pytest.mark.skipif(program() is None, reason="no chromium: apt-get install chromium")
 def test_failures_are_drawn_where_the_fault_is_marked(html: str, tmp_path: Path) -> None:
-    assert CHROMIUM is not None
     (tmp_path / "report.html").write_text(html)
     shot = tmp_path / "shot.png"
-    command = [CHROMIUM, *OFFLINE, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1300,900"]
-    url = (tmp_path / "report.html").as_uri()
-    subprocess.run([*command, f"--screenshot={shot}", url], check=True, capture_output=True, timeout=120)
+    with Browser(tmp_path) as browser:
+        browser.look(width=1300, height=900)
+        browser.open((tmp_path / "report.html").as_uri())
+        browser.shot(shot)
+        assert browser.errors == []
     pixels = (imread(shot)[:, :, :3] * 255).round().astype(int)
 
     def drawn(kind: str, left: int) -> list[tuple[int, int, int]]:

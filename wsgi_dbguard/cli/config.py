@@ -6,7 +6,7 @@ and change them::
 
     $ wsgi-dbguard config gunicorn > gunicorn.conf.py
     $ wsgi-dbguard config nginx --for uwsgi > /etc/nginx/sites-available/notes
-    $ ls "$(dirname "$(wsgi-dbguard config gunicorn --path)")"      # all, with the example application
+    $ ls "$(wsgi-dbguard config --path)"        # all, with the example applications
 """
 
 from __future__ import annotations
@@ -44,20 +44,25 @@ def deploy_directory() -> Path:
 
 
 @click.command()
-@click.argument("what", type=click.Choice(list(dict.fromkeys(what for what, _ in FILES))))
-@click.option("--path", "show_path", is_flag=True, help="Print where the file is, not what is in it.")
+@click.argument("what", type=click.Choice(list(dict.fromkeys(what for what, _ in FILES))), required=False)
+@click.option("--path", "show_path", is_flag=True, help="Print where the file is, or where all are, not what is in it.")
 @click.option(
     "--for", "server", type=click.Choice(SERVERS), help="The server that systemd or nginx is for.  [default: gunicorn]"
 )
-def config(what: str, show_path: bool, server: str | None) -> None:
+def config(what: str | None, show_path: bool, server: str | None) -> None:
     """Print a configuration file to copy or include.
 
     uWSGI includes its one without a copy: ini = exec://wsgi-dbguard config uwsgi
     """
-    default = what if what in SERVERS else SERVERS[0]
-    name = FILES.get((what, server or default))
-    if name is None:
-        raise click.UsageError(f"--for {server} does not go with {what}")
+    if what is None:
+        if not show_path or server:
+            raise click.UsageError("which one? Only --path goes without.")
+        name = "."
+    else:
+        default = what if what in SERVERS else SERVERS[0]
+        if (what, server or default) not in FILES:
+            raise click.UsageError(f"--for {server} does not go with {what}")
+        name = FILES[what, server or default]
     try:
         path = deploy_directory() / name
     except FileNotFoundError as missing:

@@ -15,6 +15,7 @@ Replicas are not looked at: where one fails, the primary takes its place.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 import weakref
@@ -23,9 +24,9 @@ from contextlib import closing
 from time import monotonic
 
 from sqlalchemy import Engine, exc
-from sqlalchemy.pool import QueuePool, SingletonThreadPool, StaticPool
+from sqlalchemy.pool import NullPool, Pool, QueuePool
 
-from wsgi_dbguard import failures, fork, liveness, registry, sockets
+from wsgi_dbguard import failures, fork, liveness, places, registry, sockets
 from wsgi_dbguard.failures import Failure
 from wsgi_dbguard.guards import engine_of
 from wsgi_dbguard.link import KEY, Link
@@ -42,7 +43,7 @@ SILENT = "silent"
 """It has not answered yet, or not in time."""
 
 _PAUSE = 1.0  # seconds between the beginnings of two looks
-_IMPATIENT = float("inf")  # seconds that the look has waited already: more than any `hold`
+_IMPATIENT = math.inf  # seconds that the look has waited already: more than any `hold`
 
 
 class Readiness:
@@ -115,7 +116,7 @@ class _Look:
 
 def away_for(guard: PoolGuard) -> float | None:
     """Seconds since its database could not be reached, by the breaker, else by looks that met an error or no answer."""
-    owing = monotonic() - _owing.get(guard, float("inf"))
+    owing = monotonic() - _owing.get(guard, math.inf)
     return guard.breaker.away_for or (owing if owing > guard.config.ping_timeout else None)
 
 
@@ -135,7 +136,7 @@ def _look_at(guard: PoolGuard) -> str:
     try:
         if not guard.breaker.lets_in:
             return AWAY
-        if _has_places(engine):
+        if _places_left(engine.pool) > 1:
             return READY if _ask(engine, guard) or _ask(engine, guard) else AWAY
         if guard.breaker.away:
             return AWAY
@@ -158,13 +159,11 @@ def _is_dead(link: Link) -> bool:
     return bool(events and events[0][1] & sockets.DEAD)
 
 
-def _has_places(engine: Engine) -> bool:
-    """Whether there is at least one place left in the pool when we have taken one."""
-    pool = engine.pool
+def _places_left(pool: Pool) -> float:
     if isinstance(pool, QueuePool):
-        limit = pool.size() + pool._max_overflow  # there is no public name
-        return pool.size() == 0 or pool._max_overflow < 0 or pool.checkedout() + 2 <= limit
-    return not isinstance(pool, SingletonThreadPool | StaticPool)
+        unlimited = pool.size() == 0 or pool._max_overflow < 0  # there is no public name
+        return math.inf if unlimited else pool.size() + pool._max_overflow - pool.checkedout()
+    return math.inf if isinstance(pool, NullPool) else 0
 
 
 def _is_single(engine: Engine) -> bool:
@@ -179,9 +178,12 @@ def _ask(engine: Engine, guard: PoolGuard) -> bool:
         Exception: if none is to be had.
     """
     used = {link: link.used for link in guard.links()}
-    with closing(engine.raw_connection()) as proxy:
+    with closing(places.take(engine.pool)) as proxy:
         link: Link | None = proxy.info.get(KEY)
         if link not in used:  # it was opened for us
+            return True
+        if not _places_left(engine.pool):  # others were as fast, and it is the last one
+            link.used = used[link]
             return True
         unused = link.used - used[link]
         # Idle is what nobody works with: a look must not keep a connection from being closed as such.

@@ -1,9 +1,9 @@
 """What the workers of one server tell each other: each writes a small file, any of them reads all. No network.
 
 The files lie in a directory that only this user can read, in memory where there is ``/dev/shm``. Its name is that of
-the server's first process, the parent of the workers: so they find each other without anybody telling them. A worker's
-file goes when it ends; of one that was killed, when somebody reads (`slots`: a lock that the kernel takes back). The
-directories of servers that are gone are removed by the next worker that starts.
+the server's first process, which has forked the workers: so they find each other without anybody telling them. A
+worker's file goes when it ends; of one that was killed, when somebody reads (`slots`: a lock that the kernel takes
+back). The directories of servers that are gone are removed by the next worker that starts.
 
 Example::
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import stat
@@ -117,12 +118,28 @@ def _is_ours(where: Path) -> bool:
 
 
 def _owner() -> int:
-    """The first process of this server: the parent, if it belongs to the same job, else this one."""
+    """The first process of this server: the parent, if this one is its worker, else this one."""
     parent = os.getppid()
     with suppress(OSError):  # in another namespace
-        if os.getpgid(parent) == os.getpgrp():
+        if os.getpgid(parent) == os.getpgrp() and _is_worker_of(parent):
             return parent
     return os.getpid()
+
+
+def _is_worker_of(parent: int) -> bool:
+    """Whether it is no program of its own, such as one of several servers that a script has started."""
+    mine, its = _layout(os.getpid()), _layout(parent)
+    # A worker that is not forked is `multiprocessing`'s.
+    return mine is None or its is None or mine == its or multiprocessing.parent_process() is not None
+
+
+def _layout(pid: int) -> bytes | None:
+    """Where the kernel has put a process's program: random for each, and kept by a fork. None where it is not told, as
+    of a master that is root."""
+    try:
+        return Path(f"/proc/{pid}/auxv").read_bytes() or None
+    except OSError:
+        return None
 
 
 def _started(pid: int) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy.pool import Pool, QueuePool
 
 from wsgi_dbguard import events, places, tally, worker
-from wsgi_dbguard.guards import address, engine_of, guards
+from wsgi_dbguard.guards import address, engine_of, guards, numbered
 from wsgi_dbguard.metrics.instruments import State, checks, most, retired
 from wsgi_dbguard.pool import PoolGuard
 
@@ -100,12 +100,7 @@ def _pool(guard: PoolGuard, names: dict[str, str]) -> dict[str, Any] | None:
     engine = engine_of(guard)
     if engine is None:
         return None
-    name = base = address(engine)
-    number = 1
-    while name in names.values():
-        number += 1
-        name = f"{base} #{number}"
-    names[guard.name] = name
+    names[guard.name] = name = numbered(address(engine), names.values())
     stats = guard.stats()
     limit = most(engine.pool)
     in_use = stats["connections"] - stats["idle"]

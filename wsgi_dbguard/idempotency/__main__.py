@@ -7,4 +7,7 @@ from .table import TABLE, ddl
 if __name__ == "__main__":
     if not 2 <= len(sys.argv) <= 3:
         sys.exit(__doc__)
-    print(ddl(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else TABLE))
+    try:
+        print(ddl(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else TABLE))
+    except ValueError as error:
+        sys.exit(f"{error}\n\n{__doc__}")

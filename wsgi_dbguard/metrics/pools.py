@@ -26,7 +26,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection, QueuePool
 
 from wsgi_dbguard import fork, registry, tally
-from wsgi_dbguard.guards import address, guard_of, has_server
+from wsgi_dbguard.guards import address, guard_of, has_server, numbered
 from wsgi_dbguard.link import KEY
 from wsgi_dbguard.pool import PoolGuard
 from wsgi_dbguard.process import here
@@ -274,13 +274,7 @@ def _is_exhausted(pool: Pool) -> bool:
 
 def _name(engine: Engine) -> str:
     """`address`, which is as the conventions have it; with a number for more of it."""
-    name = base = address(engine)
-    taken = {each.name for each in list(_watched.values()) if each.final is None}
-    number = 1
-    while name in taken:
-        number += 1
-        name = f"{base} #{number}"
-    return name
+    return numbered(address(engine), {each.name for each in list(_watched.values()) if each.final is None})
 
 
 def _after_fork() -> None:

@@ -12,7 +12,6 @@ Example::
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -37,10 +36,6 @@ __all__ = ["Heart", "Round"]
 Round = Sequence[Beat]
 
 # What drivers say, most of them without a code, of a login, an option, or TLS that will not be taken later either.
-_LASTING = re.compile(
-    r'pg_hba\.conf|role "|certificate|SSL (was|is) required|invalid \w+ value|invalid value for parameter'
-    "|unrecognized configuration parameter"
-)
 _GRACE = 1.0  # seconds beyond the timeout: a beat that was cut tells so itself, unless its driver cannot be cut
 _FAREWELL = 10.0  # seconds, at least, in which the table is to be dropped
 _PAUSE = 0.25  # seconds between two attempts to drop the table
@@ -191,8 +186,6 @@ class Heart:
 def _is_hopeless(error: BaseException) -> bool:
     """Whether waiting does not help: a refused login, a database that is not there, an argument that is none."""
     original = (error.orig or error) if isinstance(error, DBAPIError) else error
-    if isinstance(original, FileNotFoundError):  # of a certificate; of a socket it is told as the driver's own error
-        return True
     if not isinstance(original, OSError) and failures.classify(error, connecting=True) is not Failure.UNAVAILABLE:
         return True
-    return not failures.may_pass(original) or _LASTING.search(str(original)) is not None
+    return not failures.may_pass(original)

@@ -27,7 +27,7 @@ from sqlalchemy import Connection, TextClause, text
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-pool = os.environ.get("ECHO_POOL", "nothing")
+pool = os.environ.get("ECHO_POOL", "guard")  # a pool like any other, which hears the guard where there is one
 engine = make_engine(pool, os.environ["DATABASE_URL"])
 left_open: list[Connection] = []
 PAGES: dict[str, tuple[Callable[[], AbstractContextManager[Connection]], TextClause]] = {

@@ -10,30 +10,16 @@ from typing import Any
 
 from flask import Flask, Response, request, stream_with_context
 from flask_sqlalchemy import SQLAlchemy
+from shop_items import Base, Item
 from sqlalchemy import func, select
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 application = Flask(__name__)
 application.config["SQLALCHEMY_DATABASE_URI"] = os.environ["DATABASE_URL"]
 application.config["SQLALCHEMY_ENGINE_OPTIONS"] = {"pool_size": 3, "max_overflow": 0, "pool_timeout": 1}
 
 
-class Base(DeclarativeBase):
-    pass
-
-
 db = SQLAlchemy(application, model_class=Base)
-
-
-class Item(Base):
-    __tablename__ = "items"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(unique=True)
-    stock: Mapped[int] = mapped_column(default=10)
-    version: Mapped[int] = mapped_column()
-    __mapper_args__: Any = {"version_id_col": version}
 
 
 @application.get("/healthz")

@@ -1,4 +1,4 @@
-"""A headless Chromium that is told what to do over a pipe (the DevTools protocol), for the tests of the status page."""
+"""A headless Chromium that is told what to do over a pipe (the DevTools protocol), for the tests of pages."""
 
 from __future__ import annotations
 
