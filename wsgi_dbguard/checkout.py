@@ -17,10 +17,9 @@ import sys
 import threading
 import weakref
 from time import monotonic
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, event
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 
 from . import breaker, flags, registry
@@ -36,10 +35,13 @@ __all__ = ["check", "listen"]
 current_request = current.get
 
 
-def listen() -> None:
-    """From now on `check` is called at each checkout. At the second call, nothing."""
+def listen(pool: Pool | None = None) -> None:
+    """From now on `check` is called at each checkout, also of `pool`. At the second call, nothing."""
     if not event.contains(Pool, "checkout", check):
         event.listen(Pool, "checkout", check, insert=True)
+    # A class of pools may hear nothing of the class Pool's (`_sa_propagate_class_events`).
+    if pool is not None and check not in pool.dispatch.checkout:
+        event.listen(pool, "checkout", check, insert=True)
 
 
 def check(connection: Any, entry: ConnectionPoolEntry, proxy: PoolProxiedConnection) -> None:
@@ -52,8 +54,8 @@ def check(connection: Any, entry: ConnectionPoolEntry, proxy: PoolProxiedConnect
     try:
         link: Link = entry.info[KEY]
     except KeyError:  # the application has cleared it
-        link = registry.link_of(connection, entry)
-        link.guard = breaker.guard_of(registry.pool_of(entry))
+        link = registry.known_link_of(connection, entry)
+        link.guard = link.guard or breaker.guard_of(registry.pool_of(entry))
     request = current_request()
     guard = link.guard
     if guard is not None:
@@ -87,7 +89,7 @@ def check(connection: Any, entry: ConnectionPoolEntry, proxy: PoolProxiedConnect
         link.uses += 1
     if request is not None:
         try:
-            past = sys._getframe(_found_at).f_code not in _CONNECTIONS and not _is_connections()
+            past = sys._getframe(_FRAMES).f_code not in _CONNECTIONS and not _is_connections()
         except ValueError:  # there are not so many
             past = not _is_connections()
         if past:
@@ -109,9 +111,10 @@ def _has_others(guard: PoolGuard, link: Link, proxy: PoolProxiedConnection) -> b
 
 # A Connection takes its connection when it is made, and once more after that one was invalidated.
 _CONNECTIONS = frozenset({Connection.__init__.__code__, Connection._revalidate_connection.__code__})
-_RAW = Engine.raw_connection.__code__
-_NEAR = 14  # frames; SQLAlchemy's own are five
-_found_at = 1  # from `check`, the last time; mostly it is there again, and to look at each frame is dear
+# SQLAlchemy's own frames, from `check`: less than there are where a listener takes one while a Connection is made. To
+# look at each frame is dear.
+_FRAMES = 5
+_NEAR = 14  # where a pool or an instrument of the application's adds some
 
 
 def _is_connections() -> bool:
@@ -119,18 +122,17 @@ def _is_connections() -> bool:
 
     SQLAlchemy's events of a Connection would tell as well, and make it 20 µs dearer, see `transactions`.
     """
-    global _found_at
-    frame: FrameType | None = sys._getframe(2)
-    for depth in range(1, _NEAR):
-        if frame is None:
+    listeners = sys._getframe(2)  # where SQLAlchemy calls them
+    checkout = listeners.f_back
+    assert checkout is not None
+    frame = checkout.f_back
+    for _ in range(_NEAR):
+        # Another event's, or another checkout's: what that calls takes this one, not the Connection further up.
+        if frame is None or frame.f_code is checkout.f_code or frame.f_code.co_filename == listeners.f_code.co_filename:
             return False
         if frame.f_code in _CONNECTIONS:
-            _found_at = depth
             return True
-        called, frame = frame.f_code, frame.f_back
-        # A listener that takes one of its own while a Connection is made has that Connection's frame behind it, too.
-        if called is _RAW and (frame is None or frame.f_code not in _CONNECTIONS):
-            return False
+        frame = frame.f_back
     return False
 
 

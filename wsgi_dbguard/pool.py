@@ -76,7 +76,7 @@ class PoolGuard:
             connecting.install(engine.dialect, self._connect_timeout)
             event.listen(engine, "connect", self._on_connect)
             self.breaker.install(engine, self)
-            checkout.listen()
+            checkout.listen(engine.pool)
             # Last: what is opened meanwhile has either been told to the listeners or is found here.
             for link in list(registry.links):
                 if registry.pool_of(link.entry()) is engine.pool:
@@ -233,26 +233,25 @@ class PoolGuard:
         if not here[0]:
             fork.after_fork()
             raise self.replace("forked", link)
-        if link.doomed is None and link not in self._links:  # opened before this guard came
+        with self.lock:  # housekeeping may be taking it right now, or find that it came too late
+            doom = link.doomed
+        if isinstance(entry.dbapi_connection, Retired):
+            # Listeners to what SQLAlchemy does next are to meet what they know.
+            entry.dbapi_connection = entry.dbapi_connection.connection  # type: ignore[misc]
+            raise exc.DisconnectionError(doom)  # counted when it was closed
+        if doom is None and link not in self._links:  # opened before this guard came
             link.tune(self.config)
             self._adopt(link)
             if link.born < self._condemned:
-                link.doomed = link.doomed or "condemned"
+                link.doomed = doom = "condemned"
         elif not link.uses:  # fresh
             if link.changed is not None:
                 self._variables.learn(self.dialect, connection, link, self.config.ping_timeout)
             return
-        if link.doomed is not None:
-            with self.lock:  # housekeeping may be taking it right now, or find that it came too late
-                doom = link.doomed
-            if isinstance(entry.dbapi_connection, Retired):
-                # Listeners to what SQLAlchemy does next are to meet what they know.
-                entry.dbapi_connection = entry.dbapi_connection.connection  # type: ignore[misc]
-                raise exc.DisconnectionError(doom)  # counted when it was closed
-            if doom == SUSPECT:
-                self.failover.look(self, connection, link)
-            elif doom is not None:
-                raise self.replace(doom, link)
+        if doom == SUSPECT:
+            self.failover.look(self, connection, link)
+        elif doom is not None:
+            raise self.replace(doom, link)
         now = monotonic()
         events = link.poll(0)
         if events and events[0][1] & sockets.DEAD:

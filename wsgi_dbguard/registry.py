@@ -24,7 +24,18 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection  # 
 
 from .link import KEY, Link  # noqa: E402
 
-__all__ = ["engines", "family", "forget", "instances", "link_of", "links", "on_engine", "pool_of", "standbys"]
+__all__ = [
+    "engines",
+    "family",
+    "forget",
+    "instances",
+    "known_link_of",
+    "link_of",
+    "links",
+    "on_engine",
+    "pool_of",
+    "standbys",
+]
 
 links: set[Link] = set()
 engines: weakref.WeakKeyDictionary[Engine, None] = weakref.WeakKeyDictionary()
@@ -73,6 +84,16 @@ def link_of(connection: Any, entry: ConnectionPoolEntry, *, opened_at: str = "")
         link = entry.info[KEY] = Link(connection, entry, opened_at=opened_at, gone=forget)
         links.add(link)
     return link
+
+
+def known_link_of(connection: Any, entry: ConnectionPoolEntry) -> Link:
+    """The same where the application has cleared the entry's ``info``: a second link would not know what the first one
+    does, and be closed when that one's time is up."""
+    for link in list(links):
+        if link.entry() is entry and link.connection() is connection:
+            entry.info[KEY] = link
+            return link
+    return link_of(connection, entry)
 
 
 def pool_of(entry: ConnectionPoolEntry | None) -> Pool | None:

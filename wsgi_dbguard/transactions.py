@@ -104,7 +104,7 @@ def watch(engine: Engine) -> None:
     if dialect in _watched:
         return
     _watched.add(dialect)
-    checkout.listen()
+    checkout.listen(engine.pool)
     event.listen(engine, "do_execute", _on_statement)
     event.listen(engine, "do_executemany", _on_statement)
     event.listen(engine, "do_execute_no_params", _on_statement_alone)
