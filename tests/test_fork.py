@@ -183,9 +183,13 @@ def silent_parent(forks: Forks, path: str) -> Any:
     """What a child finds when warnings are errors."""
     forks.guard()
     engine = create_engine(f"sqlite:///{path}")
-    engine.connect().close()
-    pool = engine.pool
-    return forks.child(lambda: engine.pool is not pool)
+    parents = driver_connection(engine)
+    return forks.child(lambda: driver_connection(engine) is not parents)
+
+
+def driver_connection(engine: Engine) -> Any:
+    with engine.connect() as connection:
+        return connection.connection.driver_connection
 
 
 def programs(forks: Forks, url: str, directory: str, gevent: bool) -> dict[str, Any]:

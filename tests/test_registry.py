@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -172,6 +174,36 @@ def test_links_do_not_pile_up_where_nothing_is_pooled(
     for _ in range(20):
         engine.connect().close()
     assert not new_links()
+
+
+BEFORE = {
+    "nothing": "",
+    "an engine": "kept = create_engine('sqlite://')",
+    "a connection": "kept = create_engine('sqlite:///file::memory:?uri=true').connect()",
+    "a pool": "kept = QueuePool(lambda: sqlite3.connect(':memory:')).connect()",
+    "detached": "kept = QueuePool(lambda: sqlite3.connect(':memory:')).connect(); kept.detach()",
+}
+
+
+@pytest.mark.parametrize("before", BEFORE)
+def test_what_was_there_before_the_import_is_found_and_where_nothing_was_nobody_looks(before: str) -> None:
+    code = f"""
+import gc, sqlite3
+from sqlalchemy import create_engine
+from sqlalchemy.pool import QueuePool
+{BEFORE[before]}
+looked = []
+walk = gc.get_referrers
+gc.get_referrers = lambda *objects: looked.append(1) or walk(*objects)
+from wsgi_dbguard import registry
+print(len(looked), len(registry.engines), len(registry.links))
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert tuple(map(int, told.split())) == {
+        "nothing": (0, 0, 0),
+        "an engine": (1, 1, 0),
+        "a connection": (1, 1, 1),
+    }.get(before, (1, 0, 1))
 
 
 class Thing:

@@ -1,14 +1,17 @@
-"""Writes that are hard to see: past SQLAlchemy's Connection, in a nested guard, sent by somebody else's listener."""
+"""Writes that are hard to see: past SQLAlchemy's Connection, in a nested guard, sent by somebody else's listener, or
+waiting in a session that is not the request's alone."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from psycopg2 import sql
-from sqlalchemy import Engine, event, text
-from sqlalchemy.orm import Session
+from sqlalchemy import Engine, event, exc, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from werkzeug.test import Client
 
 from wsgi_dbguard import DBGuard
@@ -17,12 +20,22 @@ from wsgi_dbguard.lab.postgres import PostgreSQL
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-INSERT = "insert into hidden values ('once')"
+INSERT = "insert into hidden (name) values ('once')"
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Hidden(Base):
+    __tablename__ = "hidden"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
 
 
 @pytest.fixture
 def engine(postgres: PostgreSQL, make_engine: Callable[..., Engine]) -> Iterator[Engine]:
-    postgres.query("create table hidden (name text)")
+    postgres.query("create table hidden (id serial, name text)")
     yield make_engine(postgres.url())
     postgres.query("drop table hidden")
 
@@ -69,6 +82,120 @@ def outcome(app: WSGIApplication, method: str = "GET") -> str:
 def test_a_raw_connection_in_a_get(postgres: PostgreSQL, engine: Engine) -> None:
     app = DBGuard(site(postgres, engine, lambda: raw(engine)), engine)
     assert (outcome(app), rows(postgres)) == ("outcome-unknown", 1)
+
+
+def test_a_raw_connection_that_a_listener_takes_while_a_connection_is_made(
+    postgres: PostgreSQL, engine: Engine, make_engine: Callable[..., Engine]
+) -> None:
+    audit = make_engine(postgres.url())
+    event.listen(engine, "engine_connect", lambda connection: raw(audit))
+    app = DBGuard(site(postgres, engine, lambda: None), engine)
+    assert (outcome(app), rows(postgres)) == ("outcome-unknown", 1)
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "pg8000"])
+def test_what_fails_after_a_commit_does_not_undo_it(
+    driver: str, postgres: PostgreSQL, engine: Engine, make_engine: Callable[..., Engine]
+) -> None:
+    """A fetch has no statement, as a COMMIT has none."""
+    own = make_engine(postgres.url(driver))
+
+    def work() -> None:
+        with own.connect() as connection:
+            numbers = text("select generate_series(1, 9999)").execution_options(yield_per=10)
+            found = connection.execute(numbers)
+            assert found.fetchone() is not None
+            connection.execute(text(INSERT))
+            connection.commit()  # it closes the cursor in the server
+            with pytest.raises(exc.DBAPIError, match="does not exist"):
+                found.fetchall()
+
+    app = DBGuard(site(postgres, own, work), own)
+    assert (outcome(app), rows(postgres)) == ("outcome-unknown", 1)
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg", "pg8000"])
+def test_a_commit_of_the_drivers(
+    driver: str, postgres: PostgreSQL, engine: Engine, make_engine: Callable[..., Engine]
+) -> None:
+    own = make_engine(postgres.url(driver))
+
+    def work() -> None:
+        with own.connect() as connection:
+            connection.execute(text(INSERT))
+            connection.connection.commit()
+
+    app = DBGuard(site(postgres, own, work), own)
+    assert (outcome(app), rows(postgres)) == ("outcome-unknown", 1)
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg", "pg8000"])
+def test_a_rollback_leaves_nothing(
+    driver: str, postgres: PostgreSQL, engine: Engine, make_engine: Callable[..., Engine]
+) -> None:
+    own = make_engine(postgres.url(driver))
+
+    def work() -> None:
+        with own.connect() as connection:
+            connection.execute(text(INSERT))
+
+    app = DBGuard(site(postgres, own, work), own)
+    assert (outcome(app), rows(postgres)) == ("200 OK", 0)
+
+
+# Added, but not flushed
+
+
+def add(session: Session) -> None:
+    session.add(Hidden(name="once"))
+
+
+def commit_after(app: WSGIApplication, session: Session) -> WSGIApplication:
+    def both(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        body = app(environ, start_response)
+        session.commit()
+        return body
+
+    return both
+
+
+def test_to_a_session_whose_transaction_began_outside_any_request(postgres: PostgreSQL, engine: Engine) -> None:
+    with Session(engine) as session:
+        app = commit_after(site(postgres, engine, lambda: add(session)), session)
+        guard = DBGuard(app, engine, replay="uncommitted")
+        session.scalar(text("select 1"))
+        assert (outcome(guard, "POST"), rows(postgres)) == ("unavailable", 0)
+        session.rollback()
+        assert (outcome(guard, "POST"), rows(postgres)) == ("200 OK", 1)
+
+
+def test_to_a_session_that_a_thread_of_the_applications_uses(postgres: PostgreSQL, engine: Engine) -> None:
+    with Session(engine) as session:
+
+        def work() -> None:
+            thread = threading.Thread(target=copy_context().run, args=(add, session))
+            thread.start()
+            thread.join()
+
+        app = commit_after(site(postgres, engine, work), session)
+        assert outcome(DBGuard(app, engine, replay="uncommitted"), "POST") == "unavailable"
+        assert rows(postgres) == 0
+
+
+def test_to_a_session_of_the_request_around(postgres: PostgreSQL, engine: Engine) -> None:
+    told: list[str] = []
+    with Session(engine) as session:
+        inner = DBGuard(site(postgres, engine, lambda: add(session)), engine, replay="uncommitted")
+
+        def outer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            session.scalar(text("select 1"))
+            told.append(outcome(inner, "POST"))
+            session.commit()
+            start_response("200 OK", [])
+            return []
+
+        assert outcome(DBGuard(outer, engine), "POST") == "200 OK"
+        assert (told, rows(postgres)) == (["unavailable"], 1)
 
 
 @pytest.mark.parametrize("writer", ["outer", "inner"])

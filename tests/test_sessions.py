@@ -164,6 +164,29 @@ print(session.in_transaction())
     assert run_python(program, postgres.url()) == "False\n"
 
 
+def test_one_that_became_invalid_outside_any_request_is_healed(
+    engine: Engine, session: Session, postgres: PostgreSQL
+) -> None:
+    guard = DBGuard(does(lambda: session.scalar(text("select 1"))), engine)
+    postgres.terminate(session.scalar(text("select pg_backend_pid()")) or 0)
+    with pytest.raises(exc.OperationalError):
+        session.scalar(text("select 1"))
+    with pytest.raises(exc.PendingRollbackError):
+        call(guard)
+    assert call(guard) == b"1"
+
+
+def test_one_that_a_failed_flush_made_invalid_outside_any_request_is_healed(engine: Engine, session: Session) -> None:
+    guard = DBGuard(does(lambda: session.scalar(text("select 1"))), engine)
+    session.add(Note(id=1))  # without a name
+    with pytest.raises(exc.IntegrityError):
+        session.flush()
+    for _ in range(2):  # the first one tells that there is such a session, the second one that it uses it
+        with pytest.raises(exc.PendingRollbackError):
+            call(guard)
+    assert call(guard) == b"1"
+
+
 def test_a_session_that_the_request_did_not_use_is_left_alone(engine: Engine, session: Session) -> None:
     session.scalar(text("select 1"))
     call(DBGuard(does(lambda: None), engine))

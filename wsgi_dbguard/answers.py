@@ -10,13 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import random
-import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .patterns import lazily
 from .replay import RecordedInput
 
 if TYPE_CHECKING:
@@ -27,11 +25,12 @@ __all__ = ["CONFLICT", "OUTCOME_UNKNOWN", "PROBLEM", "UNAVAILABLE", "Problem", "
 logger = logging.getLogger(__name__)
 
 PROBLEM = "wsgi_dbguard.problem"
-_REFUSED = re.compile(r"(?:^|;)q=0(?:\.0*)?(?:;|$)")
+# Of http.HTTPStatus, the import of which takes 5 ms.
+_PHRASES = {400: "Bad Request", 409: "Conflict", 422: "Unprocessable Content", 503: "Service Unavailable"}
+_REFUSED = lazily(r"(?:^|;)q=0(?:\.0*)?(?:;|$)")
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):
     """One kind of failure, as the client sees it."""
 
     type: str
@@ -42,7 +41,7 @@ class Problem:
 
     @property
     def status_line(self) -> str:
-        return f"{self.status} {HTTPStatus(self.status).phrase}"
+        return f"{self.status} {_PHRASES[self.status]}"
 
 
 UNAVAILABLE = Problem(

@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
+
+from .patterns import lazily
 
 __all__ = ["HIDDEN", "UNKNOWN", "VALUE", "Argument", "Reading", "parse", "readings", "split", "value"]
 
 HIDDEN = "~"  # stands for a character in quotes
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """What the server may take a text for.
 
     `code` is `text` with spaces for the comments and HIDDEN for what is in quotes, but for plain names in double or
@@ -51,7 +51,7 @@ def readings(statement: str, postgresql: bool, short: bool = False) -> list[Read
     return [each for each in found if each.closed] or found  # the server refuses what is open
 
 
-_EXECUTED = re.compile(r"/\*M?!\d*(.*?)(?:\*/|\Z)", re.DOTALL)  # comments that MySQL and MariaDB execute, by version
+_EXECUTED = lazily(r"/\*M?!\d*(.*?)(?:\*/|\Z)", re.DOTALL)  # comments that MySQL and MariaDB execute, by version
 
 
 def _quoted(quote: str, escapes: bool) -> str:
@@ -86,7 +86,7 @@ def _tokens(postgresql: bool, escapes: bool) -> re.Pattern[str]:
     return re.compile("|".join(kinds), re.DOTALL)
 
 
-_PLAIN = re.compile(r"[\w.$]+")
+_PLAIN = lazily(r"[\w.$]+")
 
 
 def _reading(text: str, postgresql: bool, escapes: bool, short: bool) -> Reading:
@@ -115,14 +115,14 @@ _CAST = r"(?:\s*+::\s*+\w++(?:\s++varying\b)?(?:\(\d++\))?)?"
 _ONE = rf"(?:'{HIDDEN}*+'|\"{HIDDEN}*+\"|\"\w++\"|\d++|true\b|false\b|null\b|%s|%\(\w++\)s|:\w++|\?){_CAST}"
 VALUE = rf"(?:{_ONE}|hashtext(?:extended)?\s*+\(\s*+{_ONE}(?:\s*+,\s*+{_ONE})*+\s*+\){_CAST})"
 
-_CASTS = re.compile(rf"{_CAST}\s*\Z")
-_NAMED = re.compile(r"%\((\w+)\)s|:(\w+)")
+_CASTS = lazily(rf"{_CAST}\s*\Z")
+_NAMED = lazily(r"%\((\w+)\)s|:(\w+)")
 _BOOLEANS = {"true": True, "false": False, "'t'": True, "'f'": False, "'true'": True, "'false'": False}
-_HASH = re.compile(r"(hashtext(?:extended)?)\s*+\(", re.IGNORECASE)
-_VALUE = re.compile(VALUE, re.IGNORECASE)
-_POSITION = re.compile(r"%(?:%|(s))")  # drivers know no quotes here
-_MARK = re.compile(r"(\?)")
-_DELIMITER = re.compile(r"[(),]")
+_HASH = lazily(r"(hashtext(?:extended)?)\s*+\(", re.IGNORECASE)
+_VALUE = lazily(VALUE, re.IGNORECASE)
+_POSITION = lazily(r"%(?:%|(s))")  # drivers know no quotes here
+_MARK = lazily(r"(\?)")
+_DELIMITER = lazily(r"[(),]")
 
 
 def split(code: str, begin: int = 0) -> Iterator[tuple[int, int]]:

@@ -45,14 +45,15 @@ __all__ = ["Breaker", "guard_of"]
 
 logger = logging.getLogger(__name__)
 
-
+_GUARD = "wsgi_dbguard"  # by which a creator of ours names its guard
 _QUICK = 1.0  # seconds
 _LEASE = 5.0  # seconds that a probe may take before another one is sent: its server may have died in the handshake
 
 
 def guard_of(pool: Pool | None) -> PoolGuard | None:
     """The guard that looks after `pool`, or after the one that it was made of by `Engine.dispose`."""
-    known = getattr(getattr(pool, "_creator", None), "guard", None)
+    # Not by getattr(): a creator may be anything that can be called, and answer to any name.
+    known = getattr(getattr(pool, "_creator", None), "__dict__", {}).get(_GUARD)
     return None if known is None else known()
 
 
@@ -119,7 +120,7 @@ class Breaker:
         # SQLAlchemy has no public hook around the opening of a connection, only before and after it.
         self._dialect = weakref.ref(engine.dialect)
         engine.pool._creator = connect = self._around(engine.pool._invoke_creator, guard.begin_opening)
-        connect.guard = weakref.ref(guard)  # type: ignore[attr-defined]
+        vars(connect)[_GUARD] = weakref.ref(guard)
 
     def _around(
         self, create: Callable[[ConnectionPoolEntry], Any], opened: Callable[[Any, ConnectionPoolEntry], object]

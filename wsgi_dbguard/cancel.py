@@ -18,20 +18,21 @@ from __future__ import annotations
 
 import _socket  # not `socket`: gevent replaces that class
 import contextlib
-import ctypes
 import logging
-import re
 import struct
 import time
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from sqlalchemy.engine import Dialect
+
 from . import registry, sockets
 from .link import Link
+from .patterns import lazily
 from .watchdog import Deadline
 
-__all__ = ["way"]
+__all__ = ["prepare", "way"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,14 @@ Way = Callable[[], object]
 _PATIENCE = 2.0  # seconds for the second connection, where its driver takes a limit
 _ALIKE = 3.0  # seconds by which the server's whole seconds and ours may differ, for one and the same query
 _CANCEL_REQUEST = 80877102  # PostgreSQL's "Message Formats"
-_PLACEHOLDER = re.compile(r"[%?:]")
+_PLACEHOLDER = lazily(r"[%?:]")
+
+
+def prepare(dialect: Dialect) -> None:
+    """Import what `way` will need for such connections: it may be called by the handler of a signal."""
+    if dialect.driver == "psycopg2":
+        with contextlib.suppress(ImportError, AttributeError, OSError):
+            _libpq()
 
 
 def way(link: Link, statement: str | None = None, began: float | None = None) -> Way | None:
@@ -63,8 +71,10 @@ def way(link: Link, statement: str | None = None, began: float | None = None) ->
 
 
 @cache
-def _libpq() -> tuple[Any, Any]:
-    """psycopg2's libpq, once to be called with the interpreter's lock and once without."""
+def _libpq() -> tuple[Any, Any, Callable[[int], Any]]:
+    """psycopg2's libpq, once to be called with the interpreter's lock and once without; what makes a buffer for it."""
+    import ctypes  # takes a millisecond, and no other driver needs it
+
     from psycopg2 import _psycopg
 
     # The symbols of a library are looked for in those that it needs as well.
@@ -74,12 +84,12 @@ def _libpq() -> tuple[Any, Any]:
     released.PQcancel.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int]
     released.PQfreeCancel.restype = None
     released.PQfreeCancel.argtypes = [ctypes.c_void_p]
-    return held, released
+    return held, released, ctypes.create_string_buffer
 
 
 def _psycopg2(connection: Any, *ignored: Any) -> Way | None:
     try:
-        held, released = _libpq()
+        held, released, buffer = _libpq()
     except (AttributeError, OSError):  # no such symbols: linked in another way
         return connection.cancel  # type: ignore[no-any-return]
     # A copy of the address and the secret; from here on the connection may be closed.
@@ -88,7 +98,7 @@ def _psycopg2(connection: Any, *ignored: Any) -> Way | None:
         return None
 
     def cancel() -> None:
-        problem = ctypes.create_string_buffer(256)  # the size that libpq asks for
+        problem = buffer(256)  # the size that libpq asks for
         try:
             if not released.PQcancel(request, problem, len(problem)):
                 raise OSError(problem.value.decode(errors="replace").strip())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import exc
 from sqlalchemy.orm.exc import StaleDataError
 
-from . import failures, leaks
+from . import failures, leaks, sessions
 from .failures import Failure
 
 __all__ = ["failure_behind"]
@@ -35,7 +35,9 @@ def failure_behind(error: BaseException, known: Failure | None) -> Failure | Non
             # ProgrammingError.
             return None if isinstance(cause, _OF_THE_STATEMENT) and known is not Failure.DEADLINE else known
         return known or told  # of an engine that is not guarded
-    return known  # such as PendingRollbackError: it says that something failed before
+    if isinstance(cause, exc.PendingRollbackError):
+        sessions.suspect()
+    return known  # it says that something failed before
 
 
 def _database_error(error: BaseException | None) -> BaseException | None:

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import arguments
 from .arguments import HIDDEN, Argument, Reading
+from .patterns import lazily
 
 __all__ = ["ANYTHING", "COMMIT", "DATABASE", "ROLLBACK", "TRANSACTION_NAMES", "Change", "changes", "touches"]
 
@@ -31,8 +31,7 @@ DATABASE = "database()"
 _LONGEST = 4096  # characters: a longer statement is full of data, and not worth its place in a cache
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One thing that is changed; with `undo` put back to what it was.
 
     `key` names it: a setting by its name, ``@name`` a variable of MySQL's, and other things by kind and name ("lock
@@ -45,8 +44,7 @@ class Change:
     reset: bool = False  # to what the server thinks right
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
+class _Call(NamedTuple):
     """Of a function, whose arguments may be known only when the statement is sent."""
 
     name: str
@@ -64,7 +62,7 @@ _TOUCHES = re.compile(
     | \brelease_all_locks | \bpg_settings\b | \binto\s*+(?:@|/\*|--|\#) | :=""",
     re.IGNORECASE | re.VERBOSE,
 )
-_BEGINS = re.compile(rf"(?:\s|/\*(?!M?!)(?:[^*]++|\*(?!/))*+\*/|--[^\n\r]*+|\#[^\n]*+)*+{_WORDS}", re.IGNORECASE)
+_BEGINS = lazily(rf"(?:\s|/\*(?!M?!)(?:[^*]++|\*(?!/))*+\*/|--[^\n\r]*+|\#[^\n]*+)*+{_WORDS}", re.IGNORECASE)
 _MARKS = (";", "@", "/*!", "/*m!", "temp", "set_config", "_advisory_lock", "get_lock", "pg_settings")
 
 
@@ -121,7 +119,7 @@ def _read(reading: Reading, postgresql: bool, doubtful: bool) -> list[Change | _
         else:
             for each in _other(word, rest, text, postgresql):
                 if not (each.undo and (several or HIDDEN in each.key)):
-                    found.append(replace(each, reset=False) if several else each)
+                    found.append(each._replace(reset=False) if several else each)
     if not any(name in reading.code.lower() for name in _CALLED):
         return found
     plain = not several and _plain().fullmatch(parts[0]) is not None
@@ -146,44 +144,44 @@ def _name(match: re.Match[str]) -> str:
     return _WORD.match(match[0])[0].lower()  # type: ignore[index]
 
 
-_WORD = re.compile(r"\w*")
+_WORD = lazily(r"\w*")
 _MOST_CALLS = 16  # whose arguments are looked at
-_SETS = re.compile(r"(?:;|\b(?:begin|then|else|loop)\b)\s*+(?:re)?set\s+(?!local\b)", re.IGNORECASE)
+_SETS = lazily(r"(?:;|\b(?:begin|then|else|loop)\b)\s*+(?:re)?set\s+(?!local\b)", re.IGNORECASE)
 _CALLED = ("set_config", "_advisory_", "_lock")
 _CALL = (
     r"\b(?:set_config|pg_(?:try_)?advisory_lock(?:_shared)?|pg_advisory_unlock(?:_shared|_all)?"
     r"|get_lock|release_lock|release_all_locks)\b[\"`]?\s*+\("
 )
-_CALLS = re.compile(_CALL, re.IGNORECASE)
-_VALUES = rf"(?:{arguments.VALUE}(?:\s*+,\s*+{arguments.VALUE})*+)?+"
-_SELECTED = (
-    rf"(?:(?:(?:pg_catalog\.)?[\"`]?{_CALL}\s*+{_VALUES}\s*+\)(?:::\w++)?|{arguments.VALUE})"
-    rf"(?:\s*+=\s*+{arguments.VALUE})?+(?:\s++as\s++[\"`]?[\w$]++[\"`]?)?+)"
-)
+_CALLS = lazily(_CALL, re.IGNORECASE)
 
 
-@cache
+@cache  # Optimization: it takes 20 ms to compile, and most applications take no lock by hand
 def _plain() -> re.Pattern[str]:
-    # Optimization: it takes 20 ms to compile, and most applications take no lock by hand.
-    return re.compile(rf"(?:select|do)\s++{_SELECTED}(?:\s*+,\s*+{_SELECTED})*+", re.IGNORECASE)
+    """A statement that selects nothing but such calls and values."""
+    values = rf"(?:{arguments.VALUE}(?:\s*+,\s*+{arguments.VALUE})*+)?+"
+    selected = (
+        rf"(?:(?:(?:pg_catalog\.)?[\"`]?{_CALL}\s*+{values}\s*+\)(?:::\w++)?|{arguments.VALUE})"
+        rf"(?:\s*+=\s*+{arguments.VALUE})?+(?:\s++as\s++[\"`]?[\w$]++[\"`]?)?+)"
+    )
+    return re.compile(rf"(?:select|do)\s++{selected}(?:\s*+,\s*+{selected})*+", re.IGNORECASE)
 
 
 _NAME = r'["`]?([a-z_][\w.$]*)["`]?'
-_TEMPORARY = re.compile(
+_TEMPORARY = lazily(
     r"(?:create\s+(?:or\s+replace\s+)?(?:(?:local|global)\s+)?|\binto\s+(?:(?:local|global)\s+)?)temp(?:orary)?\s+"
     r"(?:recursive\s+)?(?:(?:table|view|sequence)\s+)?(?:if\s+not\s+exists\s+)?([\w.$\"`~]+)"
     r"|(?:^create\s[^(]*?|\binto\s+(?:table\s+)?)(\"?pg_temp(?:_\d+)?\"?\s*\.\s*[\w$\"~]+)",
     re.IGNORECASE,
 )
-_TEMPORARY_SCHEMA = re.compile(r"pg_temp(?:_\d+)?\.")
-_ON_COMMIT_DROP = re.compile(r"\bon\s+commit\s+drop\b", re.IGNORECASE)
-_DROP = re.compile(
+_TEMPORARY_SCHEMA = lazily(r"pg_temp(?:_\d+)?\.")
+_ON_COMMIT_DROP = lazily(r"\bon\s+commit\s+drop\b", re.IGNORECASE)
+_DROP = lazily(
     r"(?:temporary\s+)?(?:table|view|sequence)\s+(?:if\s+exists\s+)?(.*)",
     re.IGNORECASE | re.DOTALL,
 )
-_DEALLOCATE = re.compile(rf"(?:prepare\s+)?{_NAME}", re.IGNORECASE)
-_WITH_HOLD = re.compile(rf"{_NAME}.*?\bcursor\s+with\s+hold\b", re.IGNORECASE | re.DOTALL)
-_UPDATED_SETTINGS = re.compile(r"\bupdate\s+(?:only\s+)?(?:\"?pg_catalog\"?\s*\.\s*)?\"?pg_settings\b", re.IGNORECASE)
+_DEALLOCATE = lazily(rf"(?:prepare\s+)?{_NAME}", re.IGNORECASE)
+_WITH_HOLD = lazily(rf"{_NAME}.*?\bcursor\s+with\s+hold\b", re.IGNORECASE | re.DOTALL)
+_UPDATED_SETTINGS = lazily(r"\bupdate\s+(?:only\s+)?(?:\"?pg_catalog\"?\s*\.\s*)?\"?pg_settings\b", re.IGNORECASE)
 _ALL = ("*", "all")
 
 
@@ -229,7 +227,7 @@ def _postgresql_other(word: str, rest: str, text: str) -> Iterator[Change]:
         yield Change(ROLLBACK)
     elif word == "reset":
         for change in _postgresql_set(rest):
-            yield replace(change, reset=True)
+            yield change._replace(reset=True)
     elif word == "listen":
         yield Change(f"listen {_bare(rest)}", transactional=True)
     elif word == "unlisten":
@@ -250,7 +248,7 @@ def _postgresql_other(word: str, rest: str, text: str) -> Iterator[Change]:
 _SPECIAL = {"time zone": "timezone", "names": "client_encoding", "schema": "search_path", "role": "role",
             "xml option": "xmloption"}  # fmt: skip
 _CHARACTERISTICS = ("default_transaction_isolation", "default_transaction_read_only", "default_transaction_deferrable")
-_NOT_OF_THE_SESSION = re.compile(r"(?:local|transaction|constraints|seed)\b", re.IGNORECASE)
+_NOT_OF_THE_SESSION = lazily(r"(?:local|transaction|constraints|seed)\b", re.IGNORECASE)
 
 
 def _postgresql_set(rest: str) -> Iterator[Change]:
@@ -273,17 +271,17 @@ def _postgresql_set(rest: str) -> Iterator[Change]:
 
 # Other spellings, and what a statement sets beside what it names.
 _NAMES = ("character_set_client", "character_set_results", "character_set_connection", "collation_connection")
-_MYSQL_NOT_OF_THE_SESSION = re.compile(r"(?:transaction|password|default\s+role|statement)\b", re.IGNORECASE)
-_ASSIGNMENT = re.compile(
+_MYSQL_NOT_OF_THE_SESSION = lazily(r"(?:transaction|password|default\s+role|statement)\b", re.IGNORECASE)
+_ASSIGNMENT = lazily(
     r"(?:(global|session|local|persist|persist_only)\s+)?(@@(?:(global|session|local|persist|persist_only)\.)?|@)?"
     r"`?([a-z_][\w$]*)`?\s*:?=",
     re.IGNORECASE,
 )
-_SESSION_TRANSACTION = re.compile(r"(?:session|local)\s+transaction\s+(.*)", re.IGNORECASE | re.DOTALL)
+_SESSION_TRANSACTION = lazily(r"(?:session|local)\s+transaction\s+(.*)", re.IGNORECASE | re.DOTALL)
 TRANSACTION_NAMES = {"transaction_isolation": "tx_isolation", "transaction_read_only": "tx_read_only"}
 _VARIABLE = r"(?<![\w@])@(?:[\w.$]++|[\"'`][\w.$~]++[\"'`])"
-_VARIABLES = re.compile(_VARIABLE)
-_MYSQL_ASSIGNED = re.compile(rf"\binto\s*+{_VARIABLE}(?:\s*+,\s*+{_VARIABLE})*+|{_VARIABLE}\s*+:=", re.IGNORECASE)
+_VARIABLES = lazily(_VARIABLE)
+_MYSQL_ASSIGNED = lazily(rf"\binto\s*+{_VARIABLE}(?:\s*+,\s*+{_VARIABLE})*+|{_VARIABLE}\s*+:=", re.IGNORECASE)
 _GIVES = ("call", "get", "load")  # parameters for what is given out, GET DIAGNOSTICS, and LOAD DATA
 _QUOTES = "\"'`"
 _FOR_ONE_STATEMENT = frozenset({"insert_id", "last_insert_id", "identity", "rand_seed1", "rand_seed2"})

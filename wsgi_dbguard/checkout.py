@@ -2,7 +2,10 @@
 
 One listener on the class `Pool`, in front of all others. A listener of the application's own, on the class or on its
 engine, may use the connection, and is not to meet a dead one; and whatever is on the class comes before all that is on
-an engine. So it is called for the pools of this process that no guard looks after, too, and leaves them alone.
+an engine. So it is called for the pools of this process that no guard looks after, too, and checks nothing there.
+
+In a request it also sees whether it is SQLAlchemy's Connection that takes the connection. One that is taken past that
+(`Engine.raw_connection`) may write what nobody sees.
 
 There is no listener at checkin: "idle" counts from the last checkout. That saves one event for each use, and costs a
 ping after a use longer than ping_after, a reconnect after one longer than idle_timeout.
@@ -10,18 +13,19 @@ ping after a use longer than ping_after, a reconnect after one longer than idle_
 
 from __future__ import annotations
 
+import sys
+import threading
 import weakref
-from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import event
+from sqlalchemy import Connection, event
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 
 from . import breaker, flags, registry
 from .link import KEY, Link
 from .process import here
-from .request import Request, current
+from .request import current, unseen
 
 if TYPE_CHECKING:
     from .pool import PoolGuard
@@ -31,10 +35,13 @@ __all__ = ["check", "listen"]
 current_request = current.get
 
 
-def listen() -> None:
-    """From now on `check` is called at each checkout. At the second call, nothing."""
+def listen(pool: Pool | None = None) -> None:
+    """From now on `check` is called at each checkout, also of `pool`. At the second call, nothing."""
     if not event.contains(Pool, "checkout", check):
         event.listen(Pool, "checkout", check, insert=True)
+    # A class of pools may hear nothing of the class Pool's (`_sa_propagate_class_events`).
+    if pool is not None and check not in pool.dispatch.checkout:
+        event.listen(pool, "checkout", check, insert=True)
 
 
 def check(connection: Any, entry: ConnectionPoolEntry, proxy: PoolProxiedConnection) -> None:
@@ -47,41 +54,50 @@ def check(connection: Any, entry: ConnectionPoolEntry, proxy: PoolProxiedConnect
     try:
         link: Link = entry.info[KEY]
     except KeyError:  # the application has cleared it
-        link = registry.link_of(connection, entry)
-    # Its pool may be guarded since it was opened, or not at all.
-    guard = link.guard or breaker.guard_of(registry.pool_of(entry))
-    if guard is None:
-        return
+        link = registry.known_link_of(connection, entry)
+        link.guard = link.guard or breaker.guard_of(registry.pool_of(entry))
     request = current_request()
-    if guard.shares_one and _has_others(guard, link, proxy):
-        _join(link, request)
-        return
-    now = monotonic()
-    if (
-        link.poll(0)
-        or link.doomed is not None
-        or now - link.used > guard.attention
-        or now > link.expires
-        or link.changed is not None
-        # A request has made sure of its process when it began.
-        or (request is None and not here[0])
-    ):
-        guard.examine(connection, entry, link)
-    if request is None:
-        link.owner = None
-    else:
-        if request.heals and link.flags(connection) != link.baseline and not flags.settle(connection, link):
-            raise guard.replace("changed", link)
-        request.checkouts += 1
-        # In this order: a former owner that is just ending reads them in the other one, see `leaks`.
-        if link.owner is not request.owner:
-            link.owner = request.owner
-            request.links.append(link)
-        link.taken = weakref.ref(proxy)
-        link.lent = get_ident() != request.thread
-        link.taken_at = request.trace() if request.trace is not None else None
-    link.used = now
-    link.uses += 1
+    guard = link.guard
+    if guard is not None:
+        now = monotonic()
+        shared = guard.shares_one and _has_others(guard, link, proxy)
+        if not shared and (
+            link.poll(0)
+            or link.doomed is not None
+            or now - link.used > guard.attention
+            or now > link.expires
+            or link.changed is not None
+            # A request has made sure of its process when it began.
+            or (request is None and not here[0])
+        ):
+            guard.examine(connection, entry, link)
+        if request is not None:
+            if not shared:
+                if request.heals and link.flags(connection) != link.baseline and not flags.settle(connection, link):
+                    raise guard.replace("changed", link)
+                link.taken = weakref.ref(proxy)
+                link.lent = threading.get_ident() != request.thread
+                link.taken_at = request.trace() if request.trace is not None else None
+            request.checkouts += 1
+            # In this order: a former owner that is just ending reads them in the other one, see `leaks`.
+            if link.owner is not request.owner:
+                link.owner = request.owner
+                request.links.append(link)
+        elif not shared:
+            link.owner = None
+        link.used = now
+        link.uses += 1
+    if request is not None:
+        try:
+            past = sys._getframe(_FRAMES).f_code not in _CONNECTIONS and not _is_connections()
+        except ValueError:  # there are not so many
+            past = not _is_connections()
+        if past:
+            request.note(unseen=1)
+        if unseen and (past or not request.safe):
+            for dialect in _dialects(registry.pool_of(entry)):
+                for tell in unseen:
+                    tell(request, dialect)
 
 
 def _has_others(guard: PoolGuard, link: Link, proxy: PoolProxiedConnection) -> bool:
@@ -93,11 +109,35 @@ def _has_others(guard: PoolGuard, link: Link, proxy: PoolProxiedConnection) -> b
     return others
 
 
-def _join(link: Link, request: Request | None) -> None:
-    link.used = monotonic()
-    link.uses += 1
-    if request is not None:
-        request.checkouts += 1
-        if link.owner is not request.owner:
-            link.owner = request.owner
-            request.links.append(link)
+# A Connection takes its connection when it is made, and once more after that one was invalidated.
+_CONNECTIONS = frozenset({Connection.__init__.__code__, Connection._revalidate_connection.__code__})
+# SQLAlchemy's own frames, from `check`: less than there are where a listener takes one while a Connection is made. To
+# look at each frame is dear.
+_FRAMES = 5
+_NEAR = 14  # where a pool or an instrument of the application's adds some
+
+
+def _is_connections() -> bool:
+    """Whether it is a Connection that takes this one from the pool.
+
+    SQLAlchemy's events of a Connection would tell as well, and make it 20 µs dearer, see `transactions`.
+    """
+    listeners = sys._getframe(2)  # where SQLAlchemy calls them
+    checkout = listeners.f_back
+    assert checkout is not None
+    frame = checkout.f_back
+    for _ in range(_NEAR):
+        # Another event's, or another checkout's: what that calls takes this one, not the Connection further up.
+        if frame is None or frame.f_code is checkout.f_code or frame.f_code.co_filename == listeners.f_code.co_filename:
+            return False
+        if frame.f_code in _CONNECTIONS:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _dialects(pool: Pool | None) -> set[Any]:
+    """Of the engines that have this pool; mostly it is one."""
+    # SQLAlchemy's own name: it knows that of an engine which has another pool by now, too.
+    known = getattr(pool, "_dialect", None)
+    return {known, *(engine.dialect for engine in list(registry.engines) if engine.pool is pool)} - {None}

@@ -13,13 +13,13 @@ In text, ``none`` switches off what can be switched off, and lists are separated
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from .errors import SettingError
+from .patterns import lazily
 
 __all__ = ["ENV_PREFIX", "GuardConfig", "parse", "shown"]
 
@@ -37,6 +37,7 @@ POOL_SETTINGS = (
     "hold",
     "retry_after",
     "settle",
+    "skip_idle_rollback",
 )
 _LONGEST = 100 * 365 * 86400.0  # a hundred years, in seconds: within what threads' locks and floats can tell
 
@@ -120,8 +121,8 @@ def _secret(value: object) -> str | None:
     return value
 
 
-_PREFIX = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@-]+)+")
-_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{16,}")  # what a Bearer token may have (RFC 6750)
+_PREFIX = lazily(r"(/[A-Za-z0-9._~!$&'()*+,;=:@-]+)+")
+_TOKEN = lazily(r"[A-Za-z0-9._~+/=-]{16,}")  # what a Bearer token may have (RFC 6750)
 _VERBATIM = (_prefix, _secret)
 
 
@@ -200,6 +201,12 @@ class GuardConfig:
         _switch,
         "ask PostgreSQL for the transaction's id before each COMMIT (one round trip), so that one whose reply was lost "
         "is known to have been carried out or not",
+    )
+    skip_idle_rollback: bool = _setting(
+        False,
+        _switch,
+        "leave out the ROLLBACK that MySQL's dialects send at each checkin (one round trip) where nothing was sent "
+        "since the last COMMIT or ROLLBACK",
     )
     statuses: bool | str = _setting(
         True,

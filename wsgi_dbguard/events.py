@@ -14,7 +14,6 @@ Example::
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from time import time
 
 __all__ = ["Event", "keep", "note", "recent", "reset"]
@@ -24,18 +23,17 @@ _SAME = 60.0  # seconds for which an event that repeats is the same one
 _ring: deque[Event] | None = None  # None: nobody wants to know
 
 
-@dataclass(slots=True)
 class Event:
     """One thing that happened, `count` times between `first` and `last` (`time.time()`, for people)."""
 
-    first: float
-    last: float
-    pool: str
-    """Name of the `PoolGuard`; empty: of none."""
-    what: str
-    bad: bool
-    """Whether an operator should see it; what the guard put right by itself is not."""
-    count: int = 1
+    __slots__ = ("bad", "count", "first", "last", "pool", "what")
+
+    def __init__(self, now: float, pool: str, what: str, bad: bool) -> None:
+        self.first = self.last = now
+        self.pool = pool  # name of the `PoolGuard`; empty: of none
+        self.what = what
+        self.bad = bad  # an operator should see it; what the guard put right by itself is not
+        self.count = 1
 
 
 def keep() -> None:
@@ -56,7 +54,7 @@ def note(what: str, pool: str = "", *, bad: bool = False) -> None:
             each.count += 1
             each.last = now
             return
-    ring.append(Event(now, now, pool, what, bad))
+    ring.append(Event(now, pool, what, bad))
 
 
 def recent() -> list[Event]:

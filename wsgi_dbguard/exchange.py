@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
-from . import answers, events, frameworks, leaks, sessions, tally
+from . import answers, events, failover, frameworks, leaks, sessions, tally
 from .answers import Problem
 from .body import END, Body, FileWrapper, SizedBody
 from .causes import failure_behind
@@ -203,7 +203,8 @@ class Exchange:
         if not self._sent:
             self._sent = True
             if self._status is not None:  # else the server has a word to say to the application
-                self._write = self._start(self._status, self._departing(self._headers))
+                headers = self._departing(self._headers) if self.request.extras else self._headers
+                self._write = self._start(self._status, headers)
 
     def _departing(self, headers: list[tuple[str, str]], *, failed: bool = False) -> list[tuple[str, str]]:
         for extra in self.request.extras:
@@ -224,14 +225,18 @@ class Exchange:
         request = self.request
         if self._sent:
             return None
-        failure = request.database_failure = self._failure(error)
+        failure = self._failure(error)
+        if failure is Failure.READ_ONLY and failover.is_own(request):
+            failure = None
+        request.database_failure = failure
         closed = False
         if failure is not None and self._may_run_again(environ):
             # What runs at its close belongs to this attempt, and may commit. Then the sessions.
             self._discard(body, iterator)
             closed = True
             sessions.release(request, "heal")
-            if reason_against(request, self._config.replay) is None and not leaves_writes(request):
+            unwritten = sessions.keeps_changes(request)
+            if reason_against(request, self._config.replay) is None and not leaves_writes(request) and not unwritten:
                 logger.warning("%r failed (%s) and runs again", request, failure, exc_info=error)
                 events.note("a request that the database failed runs again")
                 return _AGAIN
@@ -325,13 +330,16 @@ class Exchange:
 
     def close(self, body: Iterable[bytes]) -> None:
         """The server is done with `body`; an error of the application's own close() is the server's to see."""
+        token = current.set(self.request)
         try:
             self._close(body)
         finally:
-            self._end()
+            try:
+                self._end()
+            finally:
+                current.reset(token)
 
     def _close(self, body: Iterable[bytes] | None) -> None:
-        token = current.set(self.request)
         self.request.thread = threading.get_ident()
         try:
             close = getattr(body, "close", None)
@@ -340,10 +348,10 @@ class Exchange:
         except BaseException as error:
             self.request.fail(error)
             raise
-        finally:
-            current.reset(token)
 
     def _end(self) -> None:
-        if self.request.ended is None:
-            self.request.end()
-            leaks.settle(self.request, self._config.leaks)
+        request = self.request
+        if request.ended is None:
+            request.end()
+            if request.sessions or request.links:
+                leaks.settle(request, self._config.leaks)

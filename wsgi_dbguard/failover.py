@@ -2,8 +2,11 @@
 
 A failover leaves pools that lead to the old primary: a ping succeeds, and every write fails, for hours. So the first
 refused write makes all connections of the pool suspect (`Failover.suspect`), and the next checkout asks the server
-(`Failover.look`): in the failed transaction it could not be asked. Whether the application itself asked for READ ONLY
-is known then too.
+(`Failover.look`): in the failed transaction it could not be asked.
+
+Or the application itself made the transaction READ ONLY, or its session. Then a second run of its request would meet
+the same, and no 503 is due. So in a request the server is asked as soon as the refused transaction is at its end
+(`ask`): on its own connection, as others may lead elsewhere by then.
 """
 
 from __future__ import annotations
@@ -11,14 +14,19 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from . import liveness
-from .link import SUSPECT, Link
+from sqlalchemy.pool import PoolProxiedConnection
+
+from . import failures, liveness, state
+from .link import KEY, SUSPECT, Link
+from .request import Request
 
 if TYPE_CHECKING:
     from .pool import PoolGuard
 
-__all__ = ["Failover"]
+__all__ = ["Failover", "ask", "is_own", "refused"]
 
+# Also where only the transaction or the session is read-only; the others tell of the server.
+_OF_THE_TRANSACTION = frozenset({"25006", 1792})
 _PAUSES = (1.0, 300.0)  # first and longest, seconds: a failover is over in seconds, or it is none
 
 
@@ -53,10 +61,47 @@ class Failover:
             guard.condemn(link, "leads to a server that has become read-only")
             raise guard.replace("read_only", link)
         # Only now: whoever checks out while the question is on its way has to ask as well, not to write in vain.
+        self.clear(guard)
+        if link.doomed is not None:
+            raise guard.replace(link.doomed, link)
+
+    def clear(self, guard: PoolGuard) -> None:
+        """The server takes writes."""
         with guard.lock:
             self._pause = _PAUSES[0]
             for each in guard.links():
                 if each.doomed == SUSPECT:
                     each.doomed = None
-        if link.doomed is not None:
-            raise guard.replace(link.doomed, link)
+
+
+def refused(request: Request, link: Link, error: BaseException) -> None:
+    """A write of `request` was refused as read-only, by the driver's `error` on a connection of a primary's."""
+    request.refused = link if failures.code_of(error) in _OF_THE_TRANSACTION else None
+    request.asked_for_it = False
+
+
+def ask(request: Request, proxied: PoolProxiedConnection) -> None:
+    """The transaction of `proxied` is at its end: if a write was refused in it, find out whose doing that was."""
+    link = request.refused
+    guard = None if link is None else link.guard
+    if link is None or guard is None or not proxied.is_valid or proxied.info.get(KEY) != link:
+        return
+    request.refused = None
+    # One that has failed takes nothing but a rollback. Any other goes on, as far as this is concerned.
+    within = not state.has_failed(proxied)
+    answer = liveness.read_only(guard.dialect, proxied.dbapi_connection, link, guard.config.ping_timeout, within=within)
+    if not within and (writer := request.writer(proxied)) is not None:
+        request.written(writer)  # the question has rolled it back
+    if answer is False:
+        request.asked_for_it = True
+        guard.failover.clear(guard)
+
+
+def is_own(request: Request) -> bool:
+    """Whether it was `request` itself that wanted no writes, when one was refused. When in doubt, no."""
+    link = request.refused
+    if link is not None and link.owner is request.owner and not link.lent:
+        proxied = link.taken()  # a session of its own still has it
+        if proxied is not None:
+            ask(request, proxied)
+    return request.asked_for_it

@@ -21,6 +21,7 @@ from typing import Any
 from sqlalchemy import exc
 
 from .errors import DatabaseUnavailable
+from .patterns import lazily
 
 __all__ = ["CODES", "Failure", "classify", "code_of", "may_pass", "network_failed", "refused"]
 
@@ -74,12 +75,12 @@ CODES: dict[str | int, Failure] = {
     for code in codes
 }  # fmt: skip
 _SILENCE = frozenset({errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH})
-_NO_DATABASE = re.compile(r'database ".*" does not exist')
+_NO_DATABASE = lazily(r'database ".*" does not exist')
 _CREDENTIALS = frozenset({"28000", "28P01", 1045, 1130, 1698})  # of a user, a password, a host that is not allowed
 _ATTEMPT = "connection to server "  # libpq tells of each address that it has tried, and with and without TLS
 # What will be so the next time, too, in words: libpq has no code for what is met while it connects, and the others have
 # theirs for whatever ends a handshake, so also for a server that restarts.
-_LASTING = re.compile(
+_LASTING = lazily(
     # No TLS at the other end; or no certificate, or one that is not taken: ours, theirs, or the one to check it by.
     r"SSL (is|was) required|certificate verify failed|TLS/SSL error: .*certificate|SSL error: no such file"
     r'|certificate file "|private key file|server certificate for "|valid client certificate|no certificate or crl'

@@ -22,6 +22,7 @@ from operator import attrgetter, methodcaller
 from typing import Any
 
 from .link import UNKNOWN, Link
+from .watchdog import Deadline
 
 __all__ = ["reader", "restore", "settle"]
 
@@ -76,12 +77,15 @@ def settle(connection: Any, link: Link) -> bool:
     if link.baseline is UNKNOWN:
         link.baseline = link.flags(connection)
         return True
+    assert link.guard is not None  # which calls this
+    deadline = Deadline(link.guard.config.ping_timeout, link.cut)
     try:
-        restore(connection, link.baseline)
+        with deadline:
+            restore(connection, link.baseline)
     except Exception as error:  # such as in a transaction, where a pool does not reset
         logger.debug("could not put right what was set on %s: %s", link, error)
         return False
-    return True
+    return not deadline.expired
 
 
 def restore(connection: Any, flags: Any) -> None:

@@ -9,7 +9,8 @@ multiprocessing, Celery), through the uWSGI hook, and as the last net from the c
 2. the DBAPI object is kept for ever, so that no destructor runs, and its pool entry is emptied;
 3. the SQLAlchemy `Connection` objects on it are invalidated: a Session that was in a transaction says so
    (PendingRollbackError) until it is rolled back, then works, by SQLAlchemy's own rules; raw connections are closed;
-4. every engine gets a fresh pool (``dispose(close=False)``).
+4. every engine gets a fresh pool (``dispose(close=False)``), but for a `QueuePool` that nothing was checked out of: its
+   emptied entries connect anew when they are taken.
 
 What the parent's other threads keep in thread-local storage is let go of in the child before any handler runs there:
 a ``raw_connection()`` would be rolled back on the parent's wire. So the thread that forks holds these meanwhile.
@@ -24,20 +25,21 @@ connections in the child must be registered after this package is imported.
 
 from __future__ import annotations
 
+import _ctypes  # what ctypes is made of: that itself takes a millisecond to import
 import _socket
 import _thread
 import contextlib
-import ctypes
 import logging
 import mmap
 import os
-import traceback
+import sys
 import warnings
 from collections.abc import Callable, Iterable
+from types import FrameType
 from typing import Any
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.pool import Pool, PoolProxiedConnection
+from sqlalchemy.pool import Pool, PoolProxiedConnection, QueuePool
 
 from . import events, process, registry, sockets, tally, watchdog
 from .errors import ForkWarning
@@ -52,6 +54,9 @@ logger = logging.getLogger(__name__)
 pid = os.getpid()  # of the process that everything in this package belongs to
 _turns: dict[int, Any] = {}  # by pid: a lock that some thread of another process may hold is never asked for
 _graveyard: list[object] = []  # the parent's DBAPI connections
+# Kept for ever: the interpreter's exit collects what modules refer to, so that is not enough.
+with contextlib.suppress(AttributeError):  # only CPython counts references
+    _ctypes.Py_INCREF(_graveyard)
 _told = mmap.mmap(-1, 1)  # shared by all children of this process: is the warning out?
 _SUBPROCESS = frozenset({"subprocess", "gevent.subprocess"})
 _callbacks: list[Callable[[], object]] = []
@@ -77,34 +82,38 @@ def after_fork() -> None:
             _attempt(_cut_off)
 
 
-def _attempt(step: Callable[..., object], *args: Any, **kwargs: Any) -> None:
-    """Each step is worth doing when another one failed: a user's event listener may raise in any of them."""
+def _attempt(step: Callable[..., object], *args: Any, **kwargs: Any) -> bool:
+    """Each step is worth doing when another one failed: a user's event listener may raise in any of them.
+
+    Whether it did not.
+    """
     try:
         step(*args, **kwargs)
     except Exception:
         logger.exception("after_fork: %s failed in process %d", getattr(step, "__qualname__", step), os.getpid())
+        return False
+    return True
 
 
 def _cut_off() -> None:
     global pid, _told
     parent, child = pid, os.getpid()
-    engines = list(registry.engines)
     inherited = [link for link in list(registry.links) if _is_inherited(link, child)]
+    _sever(inherited)  # before all that may fail
     registry.links.difference_update(inherited)
-    # Before they are emptied. Nobody has an idle one, and to look through all objects for who does takes a while.
-    in_use = any(link.in_use for link in inherited)
-    pools = {engine.pool for engine in engines} | {
-        pool for link in inherited if (pool := registry.pool_of(link.entry()))
-    }
-    _sever(inherited)
+    engines = list(registry.engines)
+    pools = {id(engine.pool): engine.pool for engine in engines}
+    in_use = _empty(inherited, pools)
     for callback in (watchdog.reset_after_fork, tally.reset, events.reset, *_callbacks):
         _attempt(callback)
-    _attempt(_let_go, pools, in_use, child)
+    unlocked = {number for number, pool in pools.items() if _attempt(_free_locks, pool)}
+    if in_use:
+        _attempt(_let_go, child)
     # From here on a checkout is safe: by another thread, or by a user's listener in the next lines.
     pid = child
     process.claim()
     for engine in engines:
-        if not _in_memory(engine):
+        if not _in_memory(engine) and not (id(engine.pool) in unlocked and _is_as_new(engine.pool)):
             _attempt(engine.dispose, close=False)
     # Told with the first event of a pool: a child that needs no connection is not to write anything.
     tally.counts["severed", ""] += len(inherited)
@@ -121,7 +130,7 @@ def _is_inherited(link: Link | None, child: int) -> bool:
 
 
 def _sever(links: Iterable[Link]) -> None:
-    """Put a dead end under each connection, bury it, and empty its pool entry."""
+    """Put a dead end under each connection, and bury it."""
     end = None
     for link in links:
         try:
@@ -131,20 +140,28 @@ def _sever(links: Iterable[Link]) -> None:
                     sockets.replace(link.fd, by=end)
         except OSError:
             logger.exception("after_fork: could not replace descriptor %s in process %d", link.fd, os.getpid())
-        connection, entry = link.connection(), link.entry()
-        _bury(connection)
-        if entry is not None and entry.dbapi_connection is connection:
-            # At its next checkout the entry connects anew.
-            entry.dbapi_connection = None  # type: ignore[misc]
+        _graveyard.append(link.connection())
     if end is not None and end not in [link.fd for link in links]:
         os.close(end)
 
 
-def _bury(connection: object) -> None:
-    """Keep it for ever: the interpreter's exit collects what modules refer to, so that is not enough."""
-    _graveyard.append(connection)
-    with contextlib.suppress(Exception):  # only CPython counts references
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+def _empty(links: list[Link], pools: dict[int, Pool]) -> bool:
+    """Have their pool entries connect anew at the next checkout. Whether somebody may hold one of the connections.
+
+    Their pools are added to `pools`, which has them by id: the class of one may be a user's, without a hash.
+    """
+    in_use = False
+    for link in links:
+        entry = link.entry()
+        if entry is None or entry.dbapi_connection is not link.connection():  # detached
+            in_use = True
+            continue
+        in_use = in_use or entry.in_use
+        entry.dbapi_connection = None  # type: ignore[misc]
+        pool = registry.pool_of(entry)
+        if pool is not None:
+            pools[id(pool)] = pool
+    return in_use
 
 
 def _dead_end(fd: int) -> int:
@@ -155,22 +172,24 @@ def _dead_end(fd: int) -> int:
         return _socket.socket(_socket.AF_UNIX).detach()
 
 
-def _let_go(pools: set[Pool], in_use: bool, child: int) -> None:
-    """Free what the parent's threads, which are not here, held at the fork: locks of pools, connections."""
-    found: list[Any] = []
-    if in_use:
-        found = registry.instances(
-            *registry.family(Connection), *registry.family(PoolProxiedConnection), *registry.family(Pool)
-        )
-    for pool in pools.union(each for each in found if isinstance(each, Pool)):
-        _attempt(_free_locks, pool)
+def _let_go(child: int) -> None:
+    """Take the connections away from whoever holds them, and free the locks of pools that no engine has any more.
+
+    Nobody has an idle one, and to look through all objects for who has takes a while.
+    """
+    found: list[Any] = registry.instances(
+        *registry.family(Connection), *registry.family(PoolProxiedConnection), *registry.family(Pool)
+    )
+    for each in found:
+        if isinstance(each, Pool):
+            _attempt(_free_locks, each)
     for each in found:
         if isinstance(each, Connection):
             _attempt(_invalidate, each, child)
     # After the Connections, which are invalidated by way of these.
     for each in found:
         if isinstance(each, PoolProxiedConnection):
-            _attempt(_empty, each, child)
+            _attempt(_close, each, child)
 
 
 def _free_locks(pool: object, depth: int = 2) -> None:
@@ -178,11 +197,26 @@ def _free_locks(pool: object, depth: int = 2) -> None:
 
     The parent's open Connections give their entries back to this pool, before or after it is replaced.
     """
-    for value in list(getattr(pool, "__dict__", {}).values()):
+    # Optimization: what is only looked at costs the copy of a page as well, for its count of references.
+    own: Any = (pool._overflow_lock, pool._pool) if type(pool) is QueuePool else getattr(pool, "__dict__", {}).values()
+    for value in list(own):
         if hasattr(value, "_at_fork_reinit"):  # what threading itself calls on its locks in a child
             value._at_fork_reinit()
         elif depth > 1 and type(value).__module__.startswith("sqlalchemy.util"):
             _free_locks(value, depth - 1)
+
+
+def _is_as_new(pool: Pool) -> bool:
+    """Whether its entries lie there all together, and all empty: then a fresh pool would be no better.
+
+    Not so where a thread of the parent has one, or is opening one: its place would be lost. By SQLAlchemy's private
+    names, as its own `QueuePool.checkedout` takes a lock.
+    """
+    if type(pool) is not QueuePool:
+        return False
+    queue: Any = pool._pool
+    together = len(queue.queue) == queue.maxsize + pool._overflow
+    return together and all(entry.dbapi_connection is None for entry in queue.queue)
 
 
 def _link(proxied: PoolProxiedConnection) -> Link | None:
@@ -206,18 +240,18 @@ def _invalidate(connection: Connection, child: int) -> None:
             connection.invalidate()
 
 
-def _empty(proxied: PoolProxiedConnection, child: int) -> None:
+def _close(proxied: PoolProxiedConnection, child: int) -> None:
     """What `proxied.invalidate()` comes to, but for its checkin: in the last net, it is being checked out right now."""
     if proxied.dbapi_connection is not None and _is_inherited(_link(proxied), child):
-        _bury(proxied.dbapi_connection)
+        _graveyard.append(proxied.dbapi_connection)
         proxied.dbapi_connection = None  # type: ignore[misc]
 
 
 def _in_memory(engine: Engine) -> bool:
+    if engine.dialect.name != "sqlite":
+        return False
     database = engine.url.database or ":memory:"
-    return engine.dialect.name == "sqlite" and (
-        ":memory:" in database or "mode=memory" in database or engine.url.query.get("mode") == "memory"
-    )
+    return ":memory:" in database or "mode=memory" in database or engine.url.query.get("mode") == "memory"
 
 
 def _tell(links: list[Link], parent: int) -> None:
@@ -256,7 +290,9 @@ def _in_child() -> None:
         # Garbage may be collected there all the same. But nobody waits for the rest, which walks the whole heap, and
         # there is nothing to warn of. Should a preexec_fn use a database, the checkout finds what was not done.
         child = os.getpid()
-        _attempt(_sever, [link for link in list(registry.links) if _is_inherited(link, child)])
+        inherited = [link for link in list(registry.links) if _is_inherited(link, child)]
+        _attempt(_sever, inherited)
+        _attempt(_empty, inherited, {})
     elif not here[0]:
         _attempt(_cut_off)
         _held.clear()
@@ -264,10 +300,12 @@ def _in_child() -> None:
 
 def _becomes_a_program() -> bool:
     """Whether `subprocess` forked, which Python sees where it was given a preexec_fn, and always under gevent."""
-    return any(
-        frame.f_code.co_name == "_execute_child" and frame.f_globals.get("__name__") in _SUBPROCESS
-        for frame, _ in traceback.walk_stack(None)
-    )
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "_execute_child" and frame.f_globals.get("__name__") in _SUBPROCESS:
+            return True
+        frame = frame.f_back
+    return False
 
 
 os.register_at_fork(before=_hold, after_in_parent=_hold_no_more, after_in_child=_in_child)

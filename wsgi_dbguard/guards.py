@@ -21,11 +21,11 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.engine import Dialect
 
-from . import breaker, fork, registry
+from . import breaker, cancel, fork, registry
 from .config import GuardConfig
 from .errors import SettingError
+from .patterns import lazily
 from .pool import PoolGuard
-from .settle import settle
 
 __all__ = [
     "address",
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 # Arguments of a URL: libpq's password and sslpassword, passwd of MySQL's drivers; what ODBC has in one of its own.
-_SECRET = re.compile("pass(?!file)|pwd|secret|token|odbc_connect", re.IGNORECASE)
+_SECRET = lazily("pass(?!file)|pwd|secret|token|odbc_connect", re.IGNORECASE)
 _guards: weakref.WeakKeyDictionary[Dialect, PoolGuard] = weakref.WeakKeyDictionary()  # of an engine and all its copies
 _lock = threading.RLock()
 _everywhere: GuardConfig | None = None
@@ -122,6 +122,7 @@ def _guard(engine: Engine, config: GuardConfig, *, explicit: bool, changed: bool
         known = _guards.get(engine.dialect) or breaker.guard_of(engine.pool)  # which another engine may have as well
         if known is None:
             known = PoolGuard(engine, config, name=_name(engine), explicit=explicit)
+            cancel.prepare(engine.dialect)
         elif changed:
             if known.explicit and not known.config.same_pool(config):
                 raise SettingError(f"{known.name} is guarded with other settings already: {known.config}")
@@ -131,7 +132,13 @@ def _guard(engine: Engine, config: GuardConfig, *, explicit: bool, changed: bool
             _guards[engine.dialect] = known
             known.hear(engine)
     if known.config.settle:
+        from .settle import settle
+
         settle(engine, known.config)
+    if known.config.skip_idle_rollback:
+        from .rollbacks import skip_idle
+
+        skip_idle(engine)
     return known
 
 

@@ -85,7 +85,7 @@ def _is_leaked(link: Link, request: Request) -> bool:
     # Another thread may be taking it at this moment: it names itself as the owner first.
     if proxy is None or not proxy.is_valid or link.owner is not request.owner:
         return False
-    return not link.lent and not link.guard.shares and not _closed(link) and not _session_has_it(link)
+    return not link.lent and not link.guard.shares and not _closed(link) and not _session_has_it(link, request)
 
 
 def _closed(link: Link) -> bool:
@@ -93,9 +93,8 @@ def _closed(link: Link) -> bool:
     return link.fd is not None and sockets.identity(link.fd) != link.identity
 
 
-def _session_has_it(link: Link) -> bool:
-    session = None if link.session is None else link.session()
-    return session is not None and session.in_transaction()
+def _session_has_it(link: Link, request: Request) -> bool:
+    return any(each is link and session.in_transaction() for session, each in sessions.held(request))
 
 
 def _report(link: Link, request: Request) -> str:

@@ -19,13 +19,11 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from . import quirks, sockets, stacks
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-    from sqlalchemy.orm import Session
-
     from .config import GuardConfig
     from .deadline import Running
     from .pool import PoolGuard
     from .request import Owner
+    from .rollbacks import Quiet
     from .watchdog import Deadline
 
 __all__ = ["KEY", "SUSPECT", "UNKNOWN", "Link", "Retired"]
@@ -97,16 +95,16 @@ class Link:
         "pending",
         "pid",
         "poll",
+        "quiet",
         "running",
         "server_id",
-        "session",
+        "severed",
         "taken",
         "taken_at",
         "used",
         "users",
         "uses",
         "values",
-        "within",
     )
 
     def __init__(
@@ -149,7 +147,9 @@ class Link:
         self.doomed: str | None = None  # why it is not to be handed out again; or SUSPECT
         self.used = self.born  # the last checkout
         self.uses = 0  # checkouts
+        self.quiet: Quiet | None = None  # since its last transaction, where the setting is on
         self.running: Running | None = None  # the statement of a request whose time in the database is limited
+        self.severed = False  # its socket was cut from here
         # At this moment or before, where one connection has several (StaticPool).
         self.users: weakref.WeakSet[PoolProxiedConnection] = weakref.WeakSet()
         # Of the last checkout, see `leaks`:
@@ -157,8 +157,6 @@ class Link:
         self.lent = False  # in a thread of the application's own
         self.taken: Callable[[], PoolProxiedConnection | None] = _nothing  # what the owner took it as
         self.taken_at: stacks.Trace | None = None
-        self.session: weakref.ref[Session] | None = None  # that had it last
-        self.within: Callable[[], Connection | None] = _nothing  # as which it had it
         # What a request may change and leave, see `flags` and `state`:
         self.flags: Callable[[Any], object] = _nothing_of
         self.baseline: object = UNKNOWN  # its flags at the first checkout
@@ -179,6 +177,7 @@ class Link:
         """Shut the connection down, for whoever is blocked in it; nothing where its descriptor is another's by now."""
         # A driver that has just met an error has closed the descriptor.
         if self.fd is not None and sockets.identity(self.fd) == self.identity:
+            self.severed = True
             sockets.cut(self.fd)
 
     @property

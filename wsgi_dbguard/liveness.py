@@ -37,31 +37,41 @@ def ping(dialect: Dialect, connection: Any, link: Link, timeout: float) -> bool:
     return alive and not deadline.expired
 
 
-# True in the first column of a row: no write will be taken. PostgreSQL: a standby, or read-only by default (how managed
-# servers answer a full disk), unless the application asked for that itself. MySQL and MariaDB: a replica, or a primary
-# that was demoted.
+# A row, if no write will be taken. PostgreSQL: a standby, or read-only by default (how managed servers answer a full
+# disk), unless the application asked for that itself. MySQL and MariaDB: a replica, or a primary that was demoted, or
+# read-only by default for new connections.
+_ASK_MYSQL = (
+    "SHOW GLOBAL VARIABLES WHERE Variable_name IN"
+    " ('read_only', 'innodb_read_only', 'tx_read_only', 'transaction_read_only') AND Value NOT IN ('OFF', '0')"
+)
 _READ_ONLY = {
-    "postgresql": "SELECT pg_is_in_recovery() OR EXISTS (SELECT FROM pg_settings WHERE setting = 'on'"
+    "postgresql": "SELECT 1 WHERE pg_is_in_recovery() OR EXISTS (SELECT FROM pg_settings WHERE setting = 'on'"
     " AND name = 'default_transaction_read_only' AND source NOT IN ('client', 'session'))",
-    "mysql": "SELECT @@global.read_only OR @@global.innodb_read_only",
-    "mariadb": "SELECT @@global.read_only OR @@global.innodb_read_only",
+    "mysql": _ASK_MYSQL,
+    "mariadb": _ASK_MYSQL,
 }
 
 
-def read_only(dialect: Dialect, connection: Any, link: Link, timeout: float) -> bool:
-    """Whether the server at the other end takes no writes, asked outside a transaction; False if it cannot be told."""
+def read_only(dialect: Dialect, connection: Any, link: Link, timeout: float, *, within: bool = False) -> bool | None:
+    """Whether the server at the other end takes no writes; None if it cannot be told.
+
+    `within`: in a transaction that goes on; else what is open is rolled back, first and last.
+    """
     question = _READ_ONLY.get(dialect.name)
     if question is None:
-        return False
+        return None
     deadline = Deadline(timeout, link.cut)
     try:
         with deadline:
+            if not within:
+                connection.rollback()
             cursor = connection.cursor()
             cursor.execute(question)
-            row = cursor.fetchone()
+            rows = cursor.fetchall()
             cursor.close()
-            connection.rollback()
+            if not within:
+                connection.rollback()
     except Exception as error:
         logger.debug("could not ask whether the server is read-only: %s", error)
-        return False
-    return bool(row[0])
+        return None
+    return bool(rows)

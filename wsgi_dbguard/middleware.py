@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
-from . import deadline, fork, frameworks, registry, sessions, transactions
+from . import fork, frameworks, registry, sessions, transactions
 from .config import GuardConfig
 from .exchange import REQUEST, Exchange
 from .guards import configuration, guard, guard_all, guards
@@ -77,6 +77,8 @@ class DBGuard:
         if not engines:
             guard_all(self.config)
         if self.config.deadline is not None:
+            from . import deadline
+
             # Before `transactions`: a statement that is not sent is not to be counted as a write.
             for engine in engines:
                 deadline.watch(engine)

@@ -13,6 +13,7 @@ from sqlalchemy.engine import ExceptionContext
 
 from . import canceller, failures
 from .errors import DatabaseUnavailable, OutcomeUnknown
+from .failover import refused
 from .failures import Failure
 from .link import KEY, Link
 from .request import current
@@ -57,6 +58,8 @@ def hear(guard: PoolGuard, context: ExceptionContext) -> DatabaseUnavailable | O
             refused=not context.is_disconnect and failures.refused(context.original_exception),
             replica=replica,
         )
+        if failure is Failure.READ_ONLY and not replica:
+            refused(request, link, context.original_exception)
     # An interrupt (a greenlet's timeout, SystemExit) costs this connection but says nothing of the others: SQLAlchemy
     # then does not want the pool invalidated, and neither may a listener of the user's. It takes a socket's
     # TimeoutError (pg8000 lets it through) for asyncio's, which is an interrupt.

@@ -64,6 +64,10 @@ class PoolGuard:
         self.shares = isinstance(engine.pool, StaticPool | SingletonThreadPool)  # one connection, several users
         self.shares_one = isinstance(engine.pool, StaticPool)  # with all threads
         self.breaker = Breaker(name, config)
+        self._counts: Counter[str] = Counter()
+        self._replaced: Counter[str] = Counter()
+        self._retired: Counter[str] = Counter()
+        self._links: set[Link] = set()
         self.reset()
         self.configure(config)
         # SQLite has no server to lose, and async drivers live on an event loop that is not WSGI's.
@@ -72,7 +76,11 @@ class PoolGuard:
             connecting.install(engine.dialect, self._connect_timeout)
             event.listen(engine, "connect", self._on_connect)
             self.breaker.install(engine, self)
-            checkout.listen()
+            checkout.listen(engine.pool)
+            # Last: what is opened meanwhile has either been told to the listeners or is found here.
+            for link in list(registry.links):
+                if registry.pool_of(link.entry()) is engine.pool:
+                    link.guard = self
             # A private name, for a word of advice only.
             if getattr(engine.pool, "_pre_ping", False):
                 logger.warning("%s: pool_pre_ping beside the guard is a needless round trip at each checkout", self)
@@ -106,11 +114,9 @@ class PoolGuard:
         # Reentrant: the garbage collector may close a connection, and come here, in the middle of a locked section.
         self.lock = threading.RLock()
         self.breaker.reset()
-        self._counts: Counter[str] = Counter()
-        self._replaced: Counter[str] = Counter()
-        self._retired: Counter[str] = Counter()
+        for each in (self._counts, self._replaced, self._retired, self._links):
+            each.clear()
         self._past_checkouts = 0  # of links that are gone
-        self._links: set[Link] = set()
         self.failover = Failover()
         self._condemned = -_INFINITE  # when all connections that there were were condemned
         self._variables = Variables()
@@ -227,26 +233,25 @@ class PoolGuard:
         if not here[0]:
             fork.after_fork()
             raise self.replace("forked", link)
-        if link.guard is None:  # opened before this guard came
+        with self.lock:  # housekeeping may be taking it right now, or find that it came too late
+            doom = link.doomed
+        if isinstance(entry.dbapi_connection, Retired):
+            # Listeners to what SQLAlchemy does next are to meet what they know.
+            entry.dbapi_connection = entry.dbapi_connection.connection  # type: ignore[misc]
+            raise exc.DisconnectionError(doom)  # counted when it was closed
+        if doom is None and link not in self._links:  # opened before this guard came
             link.tune(self.config)
             self._adopt(link)
             if link.born < self._condemned:
-                link.doomed = link.doomed or "condemned"
+                link.doomed = doom = "condemned"
         elif not link.uses:  # fresh
             if link.changed is not None:
                 self._variables.learn(self.dialect, connection, link, self.config.ping_timeout)
             return
-        if link.doomed is not None:
-            with self.lock:  # housekeeping may be taking it right now, or find that it came too late
-                doom = link.doomed
-            if isinstance(entry.dbapi_connection, Retired):
-                # Listeners to what SQLAlchemy does next are to meet what they know.
-                entry.dbapi_connection = entry.dbapi_connection.connection  # type: ignore[misc]
-                raise exc.DisconnectionError(doom)  # counted when it was closed
-            if doom == SUSPECT:
-                self.failover.look(self, connection, link)
-            elif doom is not None:
-                raise self.replace(doom, link)
+        if doom == SUSPECT:
+            self.failover.look(self, connection, link)
+        elif doom is not None:
+            raise self.replace(doom, link)
         now = monotonic()
         events = link.poll(0)
         if events and events[0][1] & sockets.DEAD:

@@ -24,7 +24,18 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection  # 
 
 from .link import KEY, Link  # noqa: E402
 
-__all__ = ["engines", "family", "forget", "instances", "link_of", "links", "on_engine", "pool_of", "standbys"]
+__all__ = [
+    "engines",
+    "family",
+    "forget",
+    "instances",
+    "known_link_of",
+    "link_of",
+    "links",
+    "on_engine",
+    "pool_of",
+    "standbys",
+]
 
 links: set[Link] = set()
 engines: weakref.WeakKeyDictionary[Engine, None] = weakref.WeakKeyDictionary()
@@ -75,6 +86,16 @@ def link_of(connection: Any, entry: ConnectionPoolEntry, *, opened_at: str = "")
     return link
 
 
+def known_link_of(connection: Any, entry: ConnectionPoolEntry) -> Link:
+    """The same where the application has cleared the entry's ``info``: a second link would not know what the first one
+    does, and be closed when that one's time is up."""
+    for link in list(links):
+        if link.entry() is entry and link.connection() is connection:
+            entry.info[KEY] = link
+            return link
+    return link_of(connection, entry)
+
+
 def pool_of(entry: ConnectionPoolEntry | None) -> Pool | None:
     """The pool that it is an entry of."""
     # SQLAlchemy's own name for it; there is no public way, and `Engine.dispose` exchanges the engine's pool.
@@ -113,17 +134,29 @@ def _install() -> None:
         _created(engine)
 
     Dialect.engine_created = classmethod(engine_created)  # type: ignore[method-assign, assignment]
-    if _SQLALCHEMY_WAS_THERE:
+    if _SQLALCHEMY_WAS_THERE and _there_was_a_pool():
         _find_what_exists()
+
+
+def _there_was_a_pool() -> bool:
+    """Whether a pool has opened a connection in this process, or an engine was created.
+
+    Both make SQLAlchemy note the class of the pool, in a table of events of its own (a private name). Where it is not
+    known any more the answer is yes.
+    """
+    known = getattr(Pool.dispatch, "_empty_listener_reg", None)
+    return known is None or any(cls in known for cls in family(Pool))
 
 
 def _find_what_exists() -> None:
     opened_at = "an unknown place, before wsgi_dbguard was imported"
-    engines.update(dict.fromkeys(instances(Engine)))
-    for each in instances(*family(ConnectionPoolEntry), *family(PoolProxiedConnection)):
-        if each.dbapi_connection is None:
+    found: list[Any] = instances(Engine, *family(ConnectionPoolEntry), *family(PoolProxiedConnection))
+    for each in found:
+        if isinstance(each, Engine):
+            engines[each] = None
+        elif each.dbapi_connection is None:
             continue
-        if isinstance(each, ConnectionPoolEntry):
+        elif isinstance(each, ConnectionPoolEntry):
             link_of(each.dbapi_connection, each, opened_at=opened_at)
         elif getattr(each, "is_detached", False):
             link = each.info[KEY] = Link(each.dbapi_connection, None, opened_at=opened_at, gone=forget)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Container, Iterator, Set
+from collections.abc import Callable, Collection, Iterator, Set
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet, ref
@@ -17,13 +17,14 @@ from .failures import Failure
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
+    from sqlalchemy.engine import Dialect
     from sqlalchemy.orm import Session
     from sqlalchemy.pool import PoolProxiedConnection
 
     from .link import Link
     from .stacks import Trace
 
-__all__ = ["NOTHING", "SAFE_METHODS", "Extra", "Owner", "Request", "arrivals", "current", "tokens"]
+__all__ = ["NOTHING", "SAFE_METHODS", "Extra", "Owner", "Request", "arrivals", "current", "tokens", "unseen"]
 
 NOTHING: Set[Any] = frozenset()  # most requests never write, and a WeakSet takes a while to make
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})  # RFC 9110, 9.2.1; TRACE is no application's
@@ -66,9 +67,12 @@ class _Attempt:
     commits: int = 0  # of transactions that may have written: finished, or in doubt
     unfinished: Set[Connection] = NOTHING  # with writes that are not committed
     committing: ref[PoolProxiedConnection] | None = None  # the last one that was told to commit
-    lent: Container[Session] = ()  # sessions that other threads used
+    lent: Collection[Session] = ()  # sessions that other threads used
+    keeps: bool = False  # a session that could not be rolled back has changes of it that are not written yet
     in_doubt: bool = False  # a connection was lost during its commit
     database_failure: Failure | None = None  # the last one
+    refused: Link | None = None  # on which a write was, as read-only; until it is known why, see `failover`
+    asked_for_it: bool = False  # then: because the application wanted no writes there
     told: bool = False  # the framework told of an exception that it makes a response of, see `frameworks`
     blamed: Failure | None = None  # then: what the database did to cause that
     failure: type[BaseException] | None = None  # what the application raised first through the middleware
@@ -91,7 +95,7 @@ class Request(_Attempt):
     ended: float | None = None  # `time.monotonic()` seconds, as `started`
     held = 0.0  # seconds that it has waited for a database that was away, in all attempts
     limit: float | None = None  # seconds that it may spend in the database, in all attempts; see `deadline`
-    in_database = 0.0  # seconds that its statements took; counted where a limit is set
+    in_database = 0.0  # seconds that its statements and COMMITs took; counted where a limit is set
     expired = False  # it spent all that it may
     replayable = False  # the application says that it may run twice, see `replay.replayable`
     attempt = 1  # 2 when it runs again
@@ -104,6 +108,7 @@ class Request(_Attempt):
         self.owner = Owner(self.method, self.path)
         self.links: list[Link] = []  # the pooled connections that it took, each one once or more
         self.sessions: list[ref[Session]] = []  # ORM sessions that the present attempt used
+        self.begun: list[ref[Connection]] = []  # with which they began a transaction
         self.started = time.monotonic()
         self.thread = threading.get_ident()  # in which the application runs; of the present step
         if outer is not None and outer.ended is None:
@@ -191,6 +196,14 @@ class Request(_Attempt):
             if isinstance(each.unfinished, WeakSet):
                 each.unfinished.discard(connection)
 
+    def writer(self, proxied: PoolProxiedConnection) -> Connection | None:
+        """The Connection by which it, or one around it, has written on `proxied`, and has not committed that."""
+        for each in self.chain() if self.outer is not None else (self,):
+            for connection in each.unfinished or ():  # an empty WeakSet is dear to walk
+                if not connection.closed and not connection.invalidated and connection.connection is proxied:
+                    return connection
+        return None
+
     def lend(self, session: Session) -> None:
         """A thread of the application's own uses `session`."""
         if not isinstance(self.lent, WeakSet):
@@ -200,7 +213,7 @@ class Request(_Attempt):
     def again(self) -> None:
         """A second attempt begins."""
         self.attempt += 1
-        self.sessions = []
+        self.sessions, self.begun = [], []
         for name in _Attempt.__annotations__:
             vars(self).pop(name, None)
 
@@ -221,5 +234,8 @@ class Request(_Attempt):
 current: ContextVar[Request | None] = ContextVar("wsgi_dbguard.request", default=None)
 arrivals: list[Callable[[Request, dict[str, Any]], object]] = []
 """Optional modules, called with each attempt and its environ before the application is: they leave their `extras`."""
+unseen: list[Callable[[Request, Dialect], object]] = []
+"""Optional modules, called where a request may write what is not to be seen: it takes a connection past SQLAlchemy's
+Connection, or any, if its method is not safe; or it commits what counts, see `transactions`."""
 tokens: set[str] = set()
 """Optional modules' headers of a response, in small letters, that are for this one client: not to be sent again."""

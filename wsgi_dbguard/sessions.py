@@ -12,7 +12,9 @@ request's context, as `asyncio.to_thread` makes it): its work may outlive the re
 Sessions are found when they begin a transaction, which they do with the first thing that is done with them: an `add`
 that nothing flushes may go to the database with the next request that uses it, so it counts before there is a
 connection. One whose transaction began elsewhere, outside any request or in another one, is found by its statements
-(`use`), which `transactions` sees: the ORM's own event for them, at class level, makes each some 2 µs dearer.
+(`use`), which `transactions` sees: the ORM's own event for them, at class level, makes each some 2 µs dearer. One that
+sends none, since it is invalid, is told by the error (`suspect`): from then on its own events are heard. An ``add`` to
+such a session is not seen; so while one has changes that are not written, no request runs again (`keeps_changes`).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import os
 import threading
 import warnings
 import weakref
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sqlalchemy import Connection, event
@@ -32,15 +35,20 @@ from .errors import SharedSessionWarning
 from .link import KEY, Link
 from .request import Request, current
 
-__all__ = ["release", "use", "watch"]
+__all__ = ["SESSION", "held", "keeps_changes", "release", "suspect", "use", "watch"]
 
 logger = logging.getLogger(__name__)
 
+current_request = current.get
 _lock = threading.Lock()
 # In a session's info: the requests that use it, weakly, as a test client may drop a response without closing it. The
 # requests of a parent process are of no interest to its child.
 _key = f"wsgi_dbguard.requests of {os.getpid()}"
+_MANY = 64
+SESSION = "wsgi_dbguard.session"  # in the __dict__ of a Connection: the Session that has begun with it last
 _told: weakref.WeakSet[Session] = weakref.WeakSet()
+_strays: weakref.WeakSet[Session] = weakref.WeakSet()  # in a transaction that no request began, or that one has left
+_heard: weakref.WeakSet[Session] = weakref.WeakSet()
 _watching = False
 
 
@@ -54,33 +62,61 @@ def watch() -> None:
         # Whose transactions have begun before.
         if any(link.in_use for link in list(registry.links)):
             for session in registry.instances(*registry.family(Session)):
-                event.listen(session, "before_flush", _on_use)
-                event.listen(session, "do_orm_execute", _on_execute)
+                _hear(session)
+
+
+def _hear(session: Session) -> None:
+    if session not in _heard:
+        _heard.add(session)
+        event.listen(session, "before_flush", _on_use)
+        event.listen(session, "do_orm_execute", _on_execute)
 
 
 def _on_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    _on_use(session)
-    link: Link | None = connection.info.get(KEY)
-    if link is not None:
-        link.session = weakref.ref(session)
-        link.within = weakref.ref(connection)
+    # The Connection is told whose it is, and not the pool's connection: the way there is long.
+    connection.__dict__[SESSION] = seen = weakref.ref(session)
+    request = current_request()
+    if request is not None:
+        request.begun.append(weakref.ref(connection))
+        if not len(request.begun) % _MANY:
+            _prune(request.begun)
+        if seen not in request.sessions or threading.get_ident() != request.thread:
+            use(seen, request)
+
+
+def _prune(references: list[weakref.ref[Any]]) -> None:
+    """Most requests have a few; a response that streams for days may have any number, one after the other."""
+    references[:] = [each for each in references if each() is not None]
+
+
+def held(request: Request) -> Iterator[tuple[Session, Link]]:
+    """What sessions have taken in `request`, and still have."""
+    for each in request.begun:
+        connection = each()
+        if connection is not None and not connection.closed and not connection.invalidated:
+            session = connection.__dict__[SESSION]()
+            link = connection.connection.info.get(KEY)
+            if session is not None and link is not None:
+                yield session, link
 
 
 def _on_use(session: Session, *ignored: Any) -> None:
-    request = current.get()
+    request = current_request()
     if request is not None:
-        use(weakref.ref(session), request)
+        seen = weakref.ref(session)
+        if seen not in request.sessions or threading.get_ident() != request.thread:
+            use(seen, request)
+    else:
+        with _lock:
+            _strays.add(session)
 
 
 def use(seen: weakref.ref[Session], request: Request) -> None:
-    """`request` does something with this Session."""
-    lent = threading.get_ident() != request.thread
-    if seen in request.sessions and not lent:
-        return
+    """`request` does something with this Session, for the first time or in a thread of the application's own."""
     session = seen()
     if session is None:
         return
-    if lent:
+    if threading.get_ident() != request.thread:
         request.lend(session)
         return
     told = None
@@ -88,8 +124,11 @@ def use(seen: weakref.ref[Session], request: Request) -> None:
         if request.ended is not None:  # a thread of the application's goes on
             return
         request.sessions.append(seen)
-        others = _running(session)
-        session.info[_key] = [*map(weakref.ref, others), weakref.ref(request)]
+        if not len(request.sessions) % _MANY:
+            _prune(request.sessions)
+        info = session.info
+        others = _running(info[_key]) if _key in info else ()
+        info[_key] = [*map(weakref.ref, others), weakref.ref(request)] if others else [weakref.ref(request)]
         if others and session not in _told and not all(_related(request, each) for each in others):
             _told.add(session)
             paths = " and ".join(sorted(f"{each.method} {each.path}" for each in (*others, request)))
@@ -99,10 +138,9 @@ def use(seen: weakref.ref[Session], request: Request) -> None:
         warnings.warn(told, SharedSessionWarning, stacklevel=3)
 
 
-def _running(session: Session) -> list[Request]:
-    """The requests that use `session` and have not ended."""
-    known = session.info.get(_key)
-    return [request for each in known if (request := each()) is not None] if known else []
+def _running(known: Iterable[weakref.ref[Request]]) -> list[Request]:
+    """Those of the requests that use a Session which have not ended."""
+    return [request for each in known if (request := each()) is not None]
 
 
 def _related(one: Request, other: Request) -> bool:
@@ -121,20 +159,26 @@ def release(request: Request, leaks: str) -> str:
     """
     left = 0
     places: list[str] = []
-    for seen in request.sessions:
+    for seen in list(request.sessions):
         session = seen()
         if session is None:
             continue
         with _lock:
-            alone = all(each is request for each in _running(session))
+            alone = all(each is request for each in _running(session.info.get(_key, ())))
         if alone and leaks != "off" and session not in request.lent and session.in_transaction():
             left += 1
             if request.trace is not None:
                 places += _places(session, request)
             if leaks != "warn":
                 _roll_back(session)
+        kept = session.in_transaction()
+        request.keeps |= kept and _has_changes(session)
         with _lock:  # only now: whoever takes it in the meantime is told
-            session.info[_key] = [weakref.ref(each) for each in _running(session) if each is not request]
+            if kept:
+                _strays.add(session)
+            session.info[_key] = [
+                weakref.ref(each) for each in _running(session.info.get(_key, ())) if each is not request
+            ]
     request.sessions.clear()
     if not left:
         return ""
@@ -144,16 +188,47 @@ def release(request: Request, leaks: str) -> str:
     return message
 
 
+def suspect() -> None:
+    """A stray may be invalid by now, so that no statement tells who uses it: hear of that from the session itself."""
+    for session in _in_transaction():
+        _hear(session)
+
+
+def keeps_changes(request: Request) -> bool:
+    """Whether changes that are not written yet, of `request` or of nobody knows whom, wait in a session for a flush.
+
+    Asked when its sessions are released.
+    """
+    if request.keeps or any(each.in_transaction() for each in list(request.lent)):
+        return True
+    around = [session for each in request.chain() for seen in list(each.sessions) if (session := seen()) is not None]
+    return any(map(_has_changes, around)) or any(
+        _has_changes(each) for each in _in_transaction() if not _running(each.info.get(_key, ()))
+    )
+
+
+def _in_transaction() -> list[Session]:
+    """Of the strays, those that are; the others are none any more."""
+    with _lock:
+        for session in list(_strays):
+            if not session.in_transaction():
+                _strays.discard(session)
+        return list(_strays)
+
+
+def _has_changes(session: Session) -> bool:
+    try:
+        return bool(session.new or session.deleted or session.dirty)
+    except RuntimeError:  # another thread makes some
+        return True
+
+
 def _places(session: Session, request: Request) -> list[str]:
     """Where `request` began the transaction of `session`: its connection was taken there, one for each engine."""
     return [
         f"begun at {stacks.render(link.taken_at)}"
-        for link in list(registry.links)
-        if link.owner is request.owner
-        and link.taken_at is not None
-        and link.session is not None
-        and link.session() is session
-        and link.in_use
+        for each, link in held(request)
+        if each is session and link.owner is request.owner and link.taken_at is not None
     ]
 
 
@@ -168,6 +243,7 @@ def _after_fork() -> None:
     global _lock, _key
     _lock = threading.Lock()  # a thread that is not here may have held it
     _key = f"wsgi_dbguard.requests of {os.getpid()}"
+    suspect()
 
 
 fork.on_fork(_after_fork)

@@ -15,12 +15,11 @@ timeline is asked for too, and when the statistics began, which a crash resets; 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 import weakref
-from dataclasses import dataclass
-from typing import Any
+from contextlib import closing, nullcontext
+from typing import Any, NamedTuple
 
 from sqlalchemy import Engine
 from sqlalchemy.engine import Dialect
@@ -29,8 +28,10 @@ from sqlalchemy.pool import PoolProxiedConnection
 from . import failures
 from .config import GuardConfig
 from .failures import Failure
+from .link import KEY, Link
 from .request import current
 from .transactions import may_have_written
+from .watchdog import Deadline
 
 __all__ = ["settle"]
 
@@ -47,8 +48,7 @@ _ASK = f"SELECT pg_xact_status('{{id}}'::xid8), {_HISTORY}"
 _watched: weakref.WeakSet[Dialect] = weakref.WeakSet()  # of an engine and its execution_options() copies
 
 
-@dataclass(frozen=True, slots=True)
-class _Transaction:
+class _Transaction(NamedTuple):
     id: str  # empty: the connection was lost before the COMMIT was sent
     history: str | None = None
 
@@ -98,7 +98,7 @@ def _identify(dialect: Dialect, connection: PoolProxiedConnection) -> None:
     if request is not None and committing is not connection and not may_have_written(connection, request):
         return
     try:
-        with contextlib.closing(connection.cursor()) as cursor:
+        with closing(connection.cursor()) as cursor:
             cursor.execute(_IDENTIFY)
             number, history = cursor.fetchone() or (None, None)
     except Exception as error:
@@ -129,10 +129,13 @@ def _is_committed(engine: Engine, transaction: _Transaction, seconds: float) -> 
 
 
 def _status(engine: Engine, transaction: _Transaction, seconds: float) -> str | None:
-    until = time.monotonic() + seconds
     token = current.set(None)  # no deed of the request's
     try:
-        with engine.connect() as connection:
+        connection = engine.connect()
+        link: Link | None = connection.connection.info.get(KEY)
+        until = time.monotonic() + seconds
+        # The server may be one that answers nobody, which is why the reply was lost.
+        with nullcontext() if link is None else Deadline(seconds, link.cut), connection:
             while True:
                 status, history = connection.exec_driver_sql(_ASK.format(id=transaction.id)).one()
                 if history is None or history != transaction.history:

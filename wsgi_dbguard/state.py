@@ -17,10 +17,11 @@ from .changes import ANYTHING, COMMIT, ROLLBACK, Change, changes
 from .link import KEY, Link
 from .request import Request
 
-__all__ = ["committed", "keeps_a_lock", "note", "rolled_back"]
+__all__ = ["committed", "has_ended", "has_failed", "keeps_a_lock", "note", "rolled_back"]
 
 _MISSING = object()
 _FAILED = (3, b"E")  # libpq's PQTRANS_INERROR, and the byte of the protocol that pg8000 keeps
+_IDLE = (0, b"I")  # PQTRANS_IDLE
 
 
 def keeps_a_lock(link: Link) -> bool:
@@ -44,7 +45,7 @@ def note(connection: Connection, statement: str, parameters: Any, request: Reque
         change = each
         if change.reset and change.key != ANYTHING and link.values.get(change.key, _MISSING) is None:
             change = Change(change.key, undo=True, transactional=True)
-        if change.undo and _failed(connection.connection):
+        if change.undo and has_failed(connection.connection):
             continue
         if change.transactional and transaction is None:
             transaction = _in_transaction(connection)
@@ -61,7 +62,7 @@ def committed(proxied: PoolProxiedConnection) -> None:
     link = _link(proxied)
     if link is not None:
         pending, link.pending = link.pending, {}
-        if _failed(proxied):  # then a COMMIT rolls back
+        if has_failed(proxied):  # then a COMMIT rolls back
             return
         for key, changed in pending.items():
             _apply(link, key, changed)
@@ -79,11 +80,22 @@ def _link(proxied: PoolProxiedConnection) -> Link | None:
     return link
 
 
-def _failed(proxied: PoolProxiedConnection) -> bool:
+def has_failed(proxied: PoolProxiedConnection) -> bool:
     """Whether its transaction takes nothing but a rollback, as far as its driver (of PostgreSQL) tells."""
-    driver: Any = proxied.dbapi_connection
+    return _status(proxied.dbapi_connection) in _FAILED
+
+
+def has_ended(proxied: PoolProxiedConnection) -> bool:
+    """Whether it is in no transaction, as far as its driver (of PostgreSQL) tells.
+
+    MySQL's drivers tell as much of one in which the only statement has failed.
+    """
+    return _status(proxied.dbapi_connection) in _IDLE
+
+
+def _status(driver: Any) -> Any:
     status = getattr(getattr(driver, "info", None), "transaction_status", None)
-    return (status or getattr(driver, "_transaction_status", None)) in _FAILED
+    return getattr(driver, "_transaction_status", None) if status is None else status
 
 
 def _in_transaction(connection: Connection) -> bool:

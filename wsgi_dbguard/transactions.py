@@ -4,58 +4,58 @@ A request may run a second time only if its first run has left nothing behind. S
 write last counts as a commit, and what cannot be known counts as well: a COMMIT whose reply was lost (in doubt), a
 write in autocommit, a statement with which the server commits by itself (DDL in MySQL, CALL), a COMMIT typed as text,
 several statements in one text; and each connection that was taken past SQLAlchemy's Connection is counted apart
-(`Engine.raw_connection`: its statements are not to be seen).
+(`Engine.raw_connection`: its statements are not to be seen, see `checkout`).
 
 What only reads does not count in a request whose method is safe: committing it changes nothing. In any other request
 each COMMIT counts, since a function that a SELECT calls may write; so does a SELECT that calls one in autocommit.
 
 Not to be known from here, and so the application's to know: writes past a Connection that SQLAlchemy made
 (``session.connection().connection.cursor()``) and committed there; tables without transactions (MyISAM); threads of
-its own that do not run in a copy of the request's context.
+its own that do not run in a copy of the request's context. Where SQLAlchemy has sent the write to PostgreSQL, a
+``commit()`` of the driver's is known by the rollback after it: no transaction is left.
 
 Statements are seen by the dialect's events (`do_execute`), COMMIT and ROLLBACK by methods of the dialect that are put
 around its own. SQLAlchemy's connection events (`before_cursor_execute`, `commit`, …) would tell the same, but the first
 listener to any of them makes each statement some 6 µs and each Connection some 20 µs dearer. Optional modules that want
-to know as well are told from here (`sent`, `unseen`).
+to know as well are told from here (`sent`, `request.unseen`).
 """
 
 from __future__ import annotations
 
 import functools
 import re
-import sys
+import threading
 import weakref
 from collections.abc import Callable
 from functools import lru_cache
-from types import FrameType
 from typing import Any
 
 from sqlalchemy import Connection, Engine, event
-from sqlalchemy.engine import Dialect, ExecutionContext
+from sqlalchemy.engine import Dialect, ExceptionContext, ExecutionContext
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import PoolProxiedConnection
 
-from . import sessions, state
+from . import checkout, failover, sessions, state
 from .changes import touches
-from .link import KEY, Link
-from .request import NOTHING, Request, current
+from .patterns import lazily
+from .request import Request, current, unseen
+from .sessions import SESSION
 
-__all__ = ["commits_by_itself", "hides", "may_have_written", "only_reads", "sent", "unseen", "watch"]
+__all__ = ["commits_by_itself", "hides", "may_have_written", "on_rollback", "only_reads", "sent", "watch"]
 
 sent: list[Callable[[Request, Connection, bool], object]] = []
 """Optional modules, called with each statement of a request that may write, and whether it plainly reads all the same:
 in a request whose method is safe most of those that do are not told of."""
-unseen: list[Callable[[Request, Dialect], object]] = []
-"""Optional modules, called where a request may write what is not to be seen: it takes a connection past SQLAlchemy's
-Connection, or any, if its method is not safe; or it commits what counts, see above."""
 
+current_request = current.get
 _watched: weakref.WeakSet[Dialect] = weakref.WeakSet()
 
 _WORD = re.compile(r"(?:\s|/\*.*?\*/|--[^\n]*\n|\()*([a-z]+)", re.IGNORECASE | re.DOTALL)
 _WRITES = re.compile(r"\b(insert|update|delete|merge|into|call|replace)\b|;\s*\S", re.IGNORECASE)
-_SEVERAL = re.compile(r";\s*\S")
-_CALLS = re.compile(r"\w\s*\(")  # "in (" as well: it errs towards not running again
-_AUTOCOMMIT = re.compile(r"\bautocommit\b", re.IGNORECASE)
-_PREPARE_TRANSACTION = re.compile(r"\bprepare\s+transaction\b", re.IGNORECASE)
+_SEVERAL = lazily(r";\s*\S")
+_CALLS = lazily(r"\w\s*\(")  # "in (" as well: it errs towards not running again
+_AUTOCOMMIT = lazily(r"\bautocommit\b", re.IGNORECASE)
+_PREPARE_TRANSACTION = lazily(r"\bprepare\s+transaction\b", re.IGNORECASE)
 _CACHED_LENGTH = 4096  # characters
 _READS = frozenset({"select", "show", "values", "table", "explain", "describe", "desc", "with"})
 # What leaves a transaction open, so that a rollback still undoes it. In PostgreSQL DDL too; MySQL commits before it.
@@ -104,63 +104,31 @@ def watch(engine: Engine) -> None:
     if dialect in _watched:
         return
     _watched.add(dialect)
-    event.listen(engine, "checkout", functools.partial(_on_checkout, weakref.ref(dialect)))
+    checkout.listen(engine.pool)
     event.listen(engine, "do_execute", _on_statement)
     event.listen(engine, "do_executemany", _on_statement)
     event.listen(engine, "do_execute_no_params", _on_statement_alone)
+    event.listen(engine, "handle_error", _on_error)
     on_commit = functools.partial(_on_commit, dialect)
     dialect.do_commit = _told(on_commit, dialect.do_commit)  # type: ignore[method-assign]
-    dialect.do_rollback = _told(_on_rollback, dialect.do_rollback)  # type: ignore[method-assign]
+    dialect.do_rollback = _seen(dialect.do_rollback)  # type: ignore[method-assign, assignment]
     for name in ("do_prepare_twophase", "do_commit_twophase"):  # after the first of them, others may commit it
         setattr(dialect, name, _told(lambda connection: on_commit(connection.connection), getattr(dialect, name)))
 
 
 def _told(listener: Callable[[Any], None], method: Callable[..., Any]) -> Callable[..., Any]:
-    """`method` of a dialect, with `listener` told of the connection before."""
+    """`method` of a dialect, with `listener` told of the connection before; and what comes after it is no COMMIT."""
 
     @functools.wraps(method)
     def told(connection: Any, *args: Any, **keywords: Any) -> Any:
         listener(connection)
-        return method(connection, *args, **keywords)
+        result = method(connection, *args, **keywords)
+        request = current_request()
+        if request is not None:
+            request.committing = None  # a fetch from a cursor that the COMMIT has closed fails without a statement
+        return result
 
     return told
-
-
-def _on_checkout(dialect: weakref.ref[Dialect], *ignored: Any) -> None:
-    request = current.get()
-    if request is None:
-        return
-    past = not _is_connections()
-    if past:
-        request.note(unseen=1)
-    if unseen and (past or not request.safe) and (of := dialect()) is not None:
-        for tell in unseen:
-            tell(request, of)
-
-
-# A Connection takes its connection when it is made, and once more after that one was invalidated.
-_CONNECTIONS = frozenset({Connection.__init__.__code__, Connection._revalidate_connection.__code__})
-_NEAR = 14  # frames; SQLAlchemy's own are five
-_found_at = 2  # the last time; mostly it is there again, and to look at each frame is dear
-
-
-def _is_connections() -> bool:
-    """Whether it is a Connection that takes this one from the pool. An event would tell as well, see above."""
-    global _found_at
-    try:
-        if sys._getframe(_found_at).f_code in _CONNECTIONS:
-            return True
-    except ValueError:  # there are not so many
-        pass
-    frame: FrameType | None = sys._getframe(2)
-    for depth in range(2, _NEAR):
-        if frame is None:
-            return False
-        if frame.f_code in _CONNECTIONS:
-            _found_at = depth
-            return True
-        frame = frame.f_back
-    return False
 
 
 def _on_statement_alone(cursor: Any, statement: str, context: ExecutionContext) -> None:
@@ -169,23 +137,20 @@ def _on_statement_alone(cursor: Any, statement: str, context: ExecutionContext) 
 
 def _on_statement(cursor: Any, statement: Any, parameters: Any, context: ExecutionContext) -> None:
     # The hot path: each line is paid for every statement, see tests/benchmarks/growth.py.
-    request = current.get()
+    request = current_request()
     if request is None:
         return
     connection = context.root_connection
-    try:
-        link: Link | None = connection.connection.info.get(KEY)
-    except NotImplementedError:  # the dialect's own questions on the very first connection, which has no pool entry yet
-        return
-    if link is not None and link.session is not None and link.within() is connection:
-        sessions.use(link.session, request)
+    session: weakref.ref[Session] | None = connection.__dict__.get(SESSION)
+    if session is not None and (session not in request.sessions or threading.get_ident() != request.thread):
+        sessions.use(session, request)
     request.statements += 1
     request.committing = None
     if not isinstance(statement, str):  # drivers take bytes, and texts of a type of their own
         statement = statement.decode(errors="replace") if isinstance(statement, bytes) else ""
     # Optimization: SQLAlchemy sends the same few texts again and again. Long ones are not worth their memory.
     reads, changes = _judged(statement) if len(statement) <= _CACHED_LENGTH else _judged.__wrapped__(statement)
-    if reads and not changes and request.safe:
+    if (reads and not changes and request.safe) or _is_the_dialects(connection):
         return
     for tell in sent:
         tell(request, connection, reads)
@@ -200,10 +165,24 @@ def _on_statement(cursor: Any, statement: Any, parameters: Any, context: Executi
         request.write(connection)
 
 
+def _is_the_dialects(connection: Connection) -> bool:
+    """Whether it is on the very first connection of an engine, which has no pool entry yet: what the dialect asks."""
+    try:
+        connection.connection.info  # noqa: B018
+    except NotImplementedError:
+        return True
+    return False
+
+
 @lru_cache(maxsize=512)
 def _judged(statement: str) -> tuple[bool, bool]:
     """Whether it only reads, and whether it may change what outlives the transaction."""
     return _only_reads(statement), touches(statement)
+
+
+def _on_error(context: ExceptionContext) -> None:
+    if context.is_disconnect and current_request() is None:
+        sessions.suspect()
 
 
 def _in_autocommit(connection: Connection) -> bool:
@@ -216,12 +195,12 @@ def _in_autocommit(connection: Connection) -> bool:
 
 def _on_commit(dialect: Dialect, proxied: PoolProxiedConnection) -> None:
     # It comes before the COMMIT is sent: from here on it counts, until the server itself says that it failed.
-    request = current.get()
+    request = current_request()
     if request is None:
         return
     if request.changes:
         state.committed(proxied)
-    written = _written_on(proxied, request)
+    written = request.writer(proxied)
     if written is not None:
         request.written(written)
     if written is not None or not _safe(request) or hides(dialect):
@@ -229,17 +208,6 @@ def _on_commit(dialect: Dialect, proxied: PoolProxiedConnection) -> None:
         request.committing = weakref.ref(proxied)
         for tell in unseen:
             tell(request, dialect)
-
-
-def _written_on(proxied: PoolProxiedConnection, request: Request) -> Connection | None:
-    """The Connection by which `request` has written on `proxied`, and has not committed that."""
-    if request.unfinished is NOTHING and request.outer is None:
-        return None
-    for each in request.chain() if request.outer is not None else (request,):
-        for connection in each.unfinished or ():  # an empty WeakSet is dear to walk
-            if not connection.closed and not connection.invalidated and connection.connection is proxied:
-                return connection
-    return None
 
 
 def _safe(request: Request) -> bool:
@@ -252,17 +220,33 @@ def hides(dialect: Dialect) -> bool:
     return any(each is not _on_statement for each in listeners)
 
 
-def _on_rollback(proxied: PoolProxiedConnection) -> None:
-    request = current.get()
+def _seen(rollback: Callable[[PoolProxiedConnection], None]) -> Callable[[PoolProxiedConnection], None]:
+    """What `_told` does, at less cost: there is one or two for each checkout."""
+
+    @functools.wraps(rollback)
+    def do_rollback(proxied: PoolProxiedConnection) -> None:
+        on_rollback(proxied)
+        rollback(proxied)
+
+    return do_rollback
+
+
+def on_rollback(proxied: PoolProxiedConnection) -> None:
+    """`proxied` is about to be rolled back, or need not be. Twice is as good as once."""
+    request = current_request()
     if request is not None:
         request.committing = None
-        written = _written_on(proxied, request)
+        written = request.writer(proxied) if request.unfinished or request.outer is not None else None
         if written is not None:
             request.written(written)
+            if state.has_ended(proxied):  # by the driver's own commit(), as it seems
+                request.note(commits=1)
         if request.changes:
             state.rolled_back(proxied)
+        if request.refused is not None:
+            failover.ask(request, proxied)
 
 
 def may_have_written(proxied: PoolProxiedConnection, request: Request) -> bool:
     """Whether what `request` is about to commit on `proxied` may change anything."""
-    return not _safe(request) or _written_on(proxied, request) is not None
+    return not _safe(request) or request.writer(proxied) is not None

@@ -7,7 +7,6 @@ up when called, since an application is often patched after this package was imp
 
 from __future__ import annotations
 
-import importlib
 import sys
 from typing import Any
 
@@ -15,8 +14,8 @@ __all__ = ["original"]
 
 
 def original(module: str, name: str) -> Any:
-    """`module.name` before any patching, such as ``original("select", "poll")``."""
+    """`module.name` before any patching, such as ``original("select", "poll")``; of a module without a dot."""
     monkey = sys.modules.get("gevent.monkey")
     if monkey is not None:
         return monkey.get_original(module, name)
-    return getattr(importlib.import_module(module), name)
+    return getattr(__import__(module), name)

@@ -13,7 +13,6 @@ request ends.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +21,7 @@ from sqlalchemy.engine.interfaces import Dialect
 
 from .changes import ANYTHING, DATABASE, TRANSACTION_NAMES
 from .link import Link
+from .patterns import lazily
 from .watchdog import Deadline
 
 __all__ = ["Variables"]
@@ -120,7 +120,7 @@ def _restore_postgresql(cursor: Any, values: dict[str, Any]) -> None:
     cursor.fetchone()
 
 
-_NUMBER = re.compile(r"-?\d+(\.\d+)?")
+_NUMBER = lazily(r"-?\d+(\.\d+)?")
 
 
 def _mysql_values(cursor: Any, names: list[str]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""A checkout + checkin, and a request with one query and with five checkouts, by driver and network delay.
+"""A checkout + checkin, and a request with one query and with five checkouts, by driver and network delay; with MariaDB
+one that commits, since it is that which `skip_idle_rollback` spares a round trip.
 
 The floor stands in the same rows: what SQLAlchemy's event costs when its listener does nothing, and when it does what
 no check of a socket can do without, one `poll`.
@@ -8,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields
+from functools import partial
 from typing import Any
 
-from inprocess import bare, checkouts, guarded, serve, streaming, wrapped
+from inprocess import bare, checkouts, guarded, serve, streaming, wrapped, writing
 from measuring import Effort, Report, Row, Samples, measure
 from pools import CONTENDERS, make_engine
 from sqlalchemy import Engine, create_engine, event
@@ -25,7 +26,8 @@ from wsgi_dbguard.request import Request, current
 
 __all__ = ["checkout", "place", "run"]
 
-DRIVERS = ("psycopg2", "psycopg", "pymysql", "mysqlclient")
+POSTGRESQL = ("psycopg2", "psycopg")
+MYSQL = ("pymysql", "mysqlclient")
 EMPTY, POLL = "floor: listener", "floor: + poll"
 SKIP = "guard, skip_idle_rollback"
 CHEAPER = {"psycopg2": 20, "psycopg": 40}  # than pre_ping, on loopback
@@ -34,7 +36,7 @@ LEAST = 0.1  # µs: what cannot be told from nothing
 
 
 def run(effort: Effort, report: Report) -> None:
-    for kind, names in ((PostgreSQL, DRIVERS[:2]), (MariaDB, DRIVERS[2:])):
+    for kind, names in ((PostgreSQL, POSTGRESQL), (MariaDB, MYSQL)):
         drivers = []
         for name in names:
             if reason := driver_named(name).missing():
@@ -110,9 +112,8 @@ def _checkouts(effort: Effort, report: Report, driver: str, url: str, delay: flo
         guard(engines["guard"])
         engines |= {EMPTY: _floor(make_engine("nothing", url), poll=False)}
         engines |= {POLL: _floor(make_engine("nothing", url), poll=True)}
-        if "skip_idle_rollback" in {field.name for field in fields(GuardConfig)}:
-            engines[SKIP] = create_engine(url)
-            guard(engines[SKIP], skip_idle_rollback=True)
+        if driver in MYSQL:
+            engines[SKIP] = _skipping(url)
         found = measure({name: checkout(engine) for name, engine in engines.items()}, effort)
         for name in (EMPTY, POLL, SKIP):
             if name in engines:
@@ -161,16 +162,31 @@ def _goals(report: Report, driver: str, delay: float, row: Row, samples: Samples
     least = CHEAPER.get(driver) if not delay else 500 if delay == FAR else None
     if least:
         report.goal(f"checkout, {where}: pool_pre_ping adds / guard adds (CPU)", cheaper, least=least)
-    if SKIP in row.samples and driver in DRIVERS[2:]:
+    if SKIP in row.samples:
         report.goal(f"checkout, {where}: {SKIP} / nothing", row.ratio(SKIP), most=1.0)
 
 
 def _requests(effort: Effort, report: Report, driver: str, url: str, delay: float) -> None:
+    kinds: dict[str, Callable[[Engine], Any]] = {
+        "request with one query": partial(checkouts, count=1),
+        "request with five checkouts": partial(checkouts, count=5),
+    }
     with _engines(report, url, CONTENDERS) as engines:
-        for count, what in ((1, "request with one query"), (5, "request with five checkouts")):
-            apps = {name: wrapped(name, checkouts(engine, count), engine) for name, engine in engines.items()}
+        if driver in MYSQL:
+            engines[SKIP] = _skipping(url)
+            kinds["request that commits"] = writing
+        for what, make in kinds.items():
+            apps = {name: wrapped(name, make(engine), engine) for name, engine in engines.items()}
             found = measure({name: serve(app) for name, app in apps.items()}, effort)
             report.row(what, place(driver, delay), found["wall"], clock="wall")
+        if SKIP in engines:
+            engines[SKIP].dispose()
+
+
+def _skipping(url: str) -> Engine:
+    engine = create_engine(url)
+    guard(engine, skip_idle_rollback=True)
+    return engine
 
 
 def _without(effort: Effort, report: Report) -> None:

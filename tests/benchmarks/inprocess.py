@@ -13,10 +13,11 @@ from pools import wrap
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import scoped_session, sessionmaker
 
-__all__ = ["bare", "checkouts", "guarded", "in_session", "on_connection", "serve", "streaming", "wrapped"]
+__all__ = ["bare", "checkouts", "guarded", "in_session", "on_connection", "serve", "streaming", "wrapped", "writing"]
 
 _HEADERS = [("Content-Type", "text/plain"), ("Content-Length", "2")]
 _STATEMENT = text("select 1")
+_CHANGE = text("update counted set b = b + 1 where a = 1")
 
 
 def bare(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -67,9 +68,23 @@ def on_connection(engine: Engine, count: int) -> Any:
     return app
 
 
+def writing(engine: Engine) -> Any:
+    """An application that changes one row, and commits."""
+    with engine.begin() as connection:
+        connection.execute(text("create table if not exists counted (a int primary key, b bigint)"))
+        connection.execute(text("replace into counted values (1, 0)"))
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        with engine.begin() as connection:
+            connection.execute(_CHANGE)
+        return bare(environ, start_response)
+
+    return app
+
+
 def wrapped(contender: str, app: Any, engine: Engine) -> Any:
     """`app` as the contender has it."""
-    return guarded(app, engine) if contender == "guard" else wrap(contender, app, engine)
+    return guarded(app, engine) if contender.startswith("guard") else wrap(contender, app, engine)
 
 
 def guarded(app: Any, engine: Engine) -> Any:

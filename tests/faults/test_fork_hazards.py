@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy.pool import QueuePool
 
 if TYPE_CHECKING:
     from wsgi_dbguard.lab.forking import Forks
@@ -158,6 +159,45 @@ def locked_elsewhere(forks: Forks, url: str, lock: str, guarded: bool) -> Any:
     return child
 
 
+def place_of_another_thread(forks: Forks, url: str, opening: bool) -> Any:
+    """The pool has one place, and another thread has it: with a connection, or while it opens one."""
+    forks.guard()
+    engine = create_engine(url, pool_size=1, max_overflow=0, pool_timeout=0)
+    parent, holding, forked = os.getpid(), threading.Event(), threading.Event()
+
+    def hold(*_: object) -> None:
+        if os.getpid() == parent:
+            holding.set()
+            forked.wait()
+
+    def connect() -> None:
+        with engine.connect():
+            hold()
+
+    if opening:
+        event.listen(engine, "do_connect", hold)
+    thread = threading.Thread(target=connect)
+    thread.start()
+    assert holding.wait(20)
+    child = forks.child(lambda: forks.failure(lambda: engine.connect().close()), leave="os._exit")
+    forked.set()
+    thread.join(20)
+    engine.dispose()
+    return child
+
+
+def pool_of_a_users_own(forks: Forks, url: str) -> dict[str, Any]:
+    """Its class has an `__eq__`, so it has no hash."""
+    forks.guard()
+
+    class Own(QueuePool):
+        def __eq__(self, other: object) -> bool:
+            return self is other
+
+    held = forks.hold(create_engine(url, poolclass=Own))
+    return {"child": forks.child(held.in_child), "parent": held.in_parent()}
+
+
 def thread_local(forks: Forks, url: str, detached: bool, guarded: bool) -> dict[str, Any]:
     """A thread keeps its connection in thread-local storage, which a child of another thread does not inherit."""
     if guarded:
@@ -210,6 +250,18 @@ def test_listeners_that_raise_are_logged_and_cost_nobody_their_protection(
 ) -> None:
     assert scenario(raising_listeners, url=peer.url()) == {"child": [], "parent": []}
     assert "RuntimeError: a user's listener" in (tmp_path / "stderr").read_text()
+
+
+def test_a_pool_of_a_users_own_costs_nobody_the_protection(peer: Peer, tmp_path: Path, scenario: Scenario) -> None:
+    assert scenario(pool_of_a_users_own, url=peer.url()) == {"child": [], "parent": []}
+    assert "unhashable" not in (tmp_path / "stderr").read_text()
+
+
+@pytest.mark.parametrize("opening", [False, True], ids=["with a connection", "opening one"])
+def test_a_place_that_another_thread_had_is_free_in_the_child(
+    opening: bool, postgres: PostgreSQL, scenario: Scenario
+) -> None:
+    assert scenario(place_of_another_thread, url=postgres.url(), opening=opening) is None
 
 
 def test_a_descriptor_number_that_was_given_to_another_file_is_left_alone(

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine
 
-from wsgi_dbguard import answers, transactions
+from wsgi_dbguard import answers
 from wsgi_dbguard.answers import Problem
 from wsgi_dbguard.exchange import REQUEST
-from wsgi_dbguard.request import Request
+from wsgi_dbguard.request import Request, unseen
 
 from .attempt import Attempt
 from .body import ReadBody
@@ -158,7 +158,7 @@ class Idempotent:
             return
         if not request.commits:
             request.note(commits=1)
-        for tell in transactions.unseen:  # the store's own connections are no deed of the request's: so by hand
+        for tell in unseen:  # the store's own connections are no deed of the request's: so by hand
             tell(request, self._store.engine.dialect)
 
     def _id(self, key: str, environ: WSGIEnvironment) -> str:

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, RootTransaction
 from sqlalchemy.engine import Dialect
 
 from wsgi_dbguard import transactions
-from wsgi_dbguard.request import Request
+from wsgi_dbguard.request import Request, unseen
 
 from .route import Route
 
@@ -25,7 +25,7 @@ def watch(primary: Engine) -> None:
     transactions.watch(primary)
     if _on_write not in transactions.sent:
         transactions.sent.append(_on_write)
-        transactions.unseen.append(_note)
+        unseen.append(_note)
 
 
 def _routes(request: Request, dialect: Dialect) -> Iterator[Route]:

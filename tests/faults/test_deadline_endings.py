@@ -1,0 +1,434 @@
+"""COMMIT and ROLLBACK on a server that is stopped: its kernel acknowledges all that is sent, and nobody answers.
+
+With a deadline neither makes a request wait for longer than what is left of it, and `ping_timeout` more.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.orm import Session
+from werkzeug.test import Client, TestResponse
+
+from wsgi_dbguard import DBGuard, guard
+from wsgi_dbguard.lab.drivers import DRIVERS, Driver, driver_named
+from wsgi_dbguard.lab.mariadb import MariaDB
+from wsgi_dbguard.lab.postgres import PostgreSQL
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+DEADLINE, PING_TIMEOUT = 1.0, 1.0
+LONG = 30.0  # seconds after which the server goes on by itself; what has waited for that has failed
+PATIENCE = 120.0
+QUICK = ["psycopg2", "pymysql"]
+EACH = [pytest.param(each, marks=() if each.name in QUICK else pytest.mark.slow) for each in DRIVERS]
+quick_drivers = pytest.mark.parametrize("driver", [driver_named(name) for name in QUICK], ids=str)
+each_driver = pytest.mark.parametrize("driver", EACH, ids=str)
+Server = PostgreSQL | MariaDB
+View = Callable[["Site"], Iterable[bytes]]
+
+
+class Site:
+    """An application of one view, which stops the server where it likes; and of ``/after``, when it goes on."""
+
+    def __init__(self, engine: Engine, server: Server) -> None:
+        self.engine = engine
+        self.server = server
+        self.view: View = lambda site: [b""]
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"] == "/after":
+            with self.engine.connect() as connection:
+                body: Iterable[bytes] = [str(connection.scalar(text("SELECT 'well'"))).encode()]
+        else:
+            body = self.view(self)
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return body
+
+
+@pytest.fixture
+def site(driver: Driver, server_of: Callable[..., Server]) -> Iterator[Site]:
+    server = server_of(driver)
+    server.query("create table if not exists ended (name varchar(20))")
+    server.query("delete from ended")
+    engine = create_engine(driver.url(server.url()), pool_size=2, max_overflow=0)
+    yield Site(engine, server)
+    engine.dispose()
+
+
+@contextmanager
+def stopped(server: Server) -> Iterator[None]:
+    """While this lasts the server may be stopped; whoever still waits for it after `LONG` does not wait for ever."""
+    late = threading.Timer(LONG, server.resume)
+    late.start()
+    try:
+        yield
+    finally:
+        late.cancel()
+        late.join()
+        server.resume()
+
+
+def ask(site: Site, view: View, *, method: str = "GET", **settings: Any) -> tuple[TestResponse, float]:
+    """The answer of `view`, and after how many seconds it came. The requests around it have theirs."""
+    site.view = view
+    settings = {"deadline": DEADLINE, "ping_timeout": PING_TIMEOUT, **settings}
+    patient = DBGuard(site, site.engine, **{**settings, "deadline": PATIENCE})
+    assert Client(patient).get("/after").text == "well"
+    with stopped(site.server):
+        begun = time.monotonic()
+        response = Client(DBGuard(site, site.engine, **settings)).open("/", method=method, buffered=True)
+        seconds = time.monotonic() - begun
+    assert Client(patient).get("/after").text == "well"
+    return response, seconds
+
+
+def replaced(site: Site) -> tuple[dict[str, int], int]:
+    """Why connections were replaced at checkout, and how often all of them were."""
+    stats = guard(site.engine).stats()
+    return stats["replaced"], stats["invalidations"]
+
+
+def instead(
+    engine: Engine, name: str, *, before: Callable[[], object] | None = None, after: Callable[[], object] | None = None
+) -> None:
+    """Have something happen around the next call of this method of the dialect."""
+    method = getattr(engine.dialect, name)
+
+    def once(*args: Any) -> Any:
+        setattr(engine.dialect, name, method)
+        try:
+            if before is not None:
+                before()
+            return method(*args)
+        finally:
+            if after is not None:
+                after()
+
+    setattr(engine.dialect, name, once)
+
+
+def kind(response: TestResponse) -> str:
+    return str(response.json["type"]).rpartition(":")[2] if response.is_json and response.json else response.text
+
+
+def insert(site: Site) -> Iterable[bytes]:
+    with site.engine.connect() as connection:
+        connection.execute(text("INSERT INTO ended VALUES ('once')"))
+        site.server.pause()
+        connection.commit()
+    return [b"saved"]
+
+
+@each_driver
+def test_a_commit_that_is_not_answered_is_in_doubt(site: Site) -> None:
+    response, seconds = ask(site, insert, method="POST", replay="uncommitted")
+    assert (response.status_code, kind(response)) == (503, "outcome-unknown")
+    assert "Retry-After" not in response.headers
+    assert PING_TIMEOUT <= seconds < LONG
+    assert len(site.server.query("select * from ended")) <= 1
+    assert replaced(site) == ({}, 0)  # SQLAlchemy has thrown it away itself, and its siblings are well
+
+
+@each_driver
+def test_a_rollback_that_is_not_answered_fails_nobody(site: Site) -> None:
+    """The one by which SQLAlchemy's Connection ends, when all that was asked is answered."""
+
+    def view(site: Site) -> Iterable[bytes]:
+        with site.engine.connect() as connection:
+            connection.execute(text("INSERT INTO ended VALUES ('undone')"))
+            answer = f"there was {connection.scalar(text('SELECT count(*) FROM ended'))}"
+            site.server.pause()
+        return [answer.encode()]
+
+    response, seconds = ask(site, view)
+    assert (response.status_code, response.text) == (200, "there was 1")
+    assert PING_TIMEOUT <= seconds < LONG
+    assert site.server.query("select * from ended") == []
+    assert replaced(site) == ({"deadline": 1}, 0)
+
+
+@each_driver
+def test_nor_does_the_one_on_return_to_the_pool(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    def view(site: Site) -> Iterable[bytes]:
+        connection = site.engine.raw_connection()
+        connection.cursor().execute("INSERT INTO ended VALUES ('undone')")
+        site.server.pause()
+        connection.close()
+        return [b"closed"]
+
+    response, seconds = ask(site, view)
+    assert (response.status_code, response.text) == (200, "closed")
+    assert PING_TIMEOUT <= seconds < LONG
+    assert site.server.query("select * from ended") == []
+    assert replaced(site) == ({"deadline": 1}, 0)
+    assert "Exception during reset" not in caplog.text
+
+
+@quick_drivers
+def test_a_session_is_rolled_back_once_and_without_a_word_of_the_pools(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    def view(site: Site) -> Iterable[bytes]:
+        with Session(site.engine) as session:
+            session.execute(text("INSERT INTO ended VALUES ('undone')"))
+            site.server.pause()
+            session.rollback()
+        return [b"rolled back"]
+
+    response, seconds = ask(site, view)
+    assert (response.status_code, response.text) == (200, "rolled back")
+    assert PING_TIMEOUT <= seconds < LONG
+    told = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+    assert len(told) == 1
+    assert "a ROLLBACK was cut off" in told[0]
+
+
+@quick_drivers
+def test_what_comes_after_it_is_not_sent(site: Site) -> None:
+    def view(site: Site) -> Iterable[bytes]:
+        with site.engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+            site.server.pause()
+            connection.rollback()
+            connection.execute(text("SELECT 1"))
+        return [b"never"]
+
+    response, seconds = ask(site, view)
+    assert (response.status_code, kind(response)) == (503, "unavailable")
+    assert PING_TIMEOUT <= seconds < LONG
+
+
+@quick_drivers
+def test_an_error_of_the_statements_own_stays_what_it_was(site: Site) -> None:
+    def view(site: Site) -> Iterable[bytes]:
+        with site.engine.connect() as connection:
+            connection.execute(text("INSERT INTO ended VALUES (NULL)"))  # begins the transaction
+            try:
+                connection.execute(text("INSERT INTO no_such_table VALUES (1)"))
+            finally:
+                site.server.pause()
+        return [b"never"]
+
+    begun = time.monotonic()
+    with pytest.raises(ProgrammingError, match="no_such_table"):
+        ask(site, view)
+    assert PING_TIMEOUT <= time.monotonic() - begun < LONG
+
+
+class Streamed:
+    """A response that the server closes."""
+
+    def __init__(self) -> None:
+        self.chunks = iter([b"left", b" behind"])
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self.chunks
+
+    def close(self) -> None:
+        """Nothing of the application's."""
+
+
+@quick_drivers
+@pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "as a list"])
+def test_a_session_that_a_request_leaves_is_rolled_back_in_time(site: Site, streamed: bool) -> None:
+    kept: list[Session] = []
+
+    def view(site: Site) -> Iterable[bytes]:
+        kept.append(Session(site.engine))
+        kept[0].execute(text("INSERT INTO ended VALUES ('undone')"))
+        site.server.pause()
+        return Streamed() if streamed else [b"left behind"]
+
+    response, seconds = ask(site, view)
+    assert (response.status_code, response.text) == (200, "left behind")
+    assert PING_TIMEOUT <= seconds < LONG
+    assert not kept[0].in_transaction()
+    assert site.server.query("select * from ended") == []
+
+
+@pytest.mark.parametrize("driver", [driver_named("pg8000"), driver_named("pymysql")], ids=str)
+def test_what_puts_an_isolation_level_back_is_cut_off_too(site: Site) -> None:
+    """On the way to the pool, when the connection's ROLLBACK has been answered."""
+
+    def view(site: Site) -> Iterable[bytes]:
+        with site.engine.connect().execution_options(isolation_level="SERIALIZABLE") as connection:
+            connection.execute(text("SELECT 1"))
+            instead(site.engine, "do_rollback", after=site.server.pause)
+        return [b"closed"]
+
+    response, seconds = ask(site, view)
+    assert (response.status_code, response.text) == (200, "closed")
+    assert PING_TIMEOUT <= seconds < LONG
+
+
+@quick_drivers
+def test_the_inner_requests_time_is_the_outer_ones(site: Site) -> None:
+    inner = DBGuard(site, site.engine, ping_timeout=PING_TIMEOUT)
+
+    def outer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        told.append(kind(Client(inner).open("/", method="POST", buffered=True)))
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"well"]
+
+    told: list[str] = []
+    site.view = insert
+    guarded = DBGuard(outer, site.engine, deadline=DEADLINE, ping_timeout=PING_TIMEOUT)
+    with stopped(site.server):
+        begun = time.monotonic()
+        assert Client(guarded).get("/").status_code == 200
+        assert PING_TIMEOUT <= time.monotonic() - begun < LONG
+    assert told == ["outcome-unknown"]
+
+
+@pytest.mark.parametrize("driver", [driver_named("psycopg2")], ids=str)
+def test_outside_a_request_nothing_is_cut_off(site: Site) -> None:
+    DBGuard(site, site.engine, deadline=0.1, ping_timeout=0.1)
+    with site.engine.connect() as connection, stopped(site.server):
+        connection.execute(text("INSERT INTO ended VALUES ('once')"))
+        site.server.pause()
+        soon = threading.Timer(1.0, site.server.resume)
+        soon.start()
+        connection.commit()
+        soon.join()
+    assert site.server.query("select * from ended") == [("once",)]
+    assert replaced(site) == ({}, 0)
+
+
+@quick_drivers
+@pytest.mark.parametrize("phase", ["prepare", "commit"])
+def test_a_commit_in_two_phases_is_in_doubt_in_either(site: Site, phase: str, caplog: pytest.LogCaptureFixture) -> None:
+    """SQLAlchemy's MySQL dialects send statements for it: not to be cancelled all the same."""
+    server = site.server
+    if isinstance(server, PostgreSQL) and server.query("show max_prepared_transactions") == [("0",)]:
+        server.query("alter system set max_prepared_transactions = 4")
+        server.restart()
+
+    def view(site: Site) -> Iterable[bytes]:
+        with site.engine.connect() as connection:
+            transaction = connection.begin_twophase()
+            connection.execute(text("INSERT INTO ended VALUES ('once')"))
+            if phase == "commit":
+                transaction.prepare()
+            server.pause()
+            transaction.commit()
+        return [b"saved"]
+
+    response, seconds = ask(site, view, method="POST")
+    assert (response.status_code, kind(response)) == (503, "outcome-unknown")
+    assert PING_TIMEOUT <= seconds < LONG
+    assert "a query was" not in caplog.text
+    # Others are not to wait for its locks.
+    if isinstance(server, PostgreSQL):
+        for (name,) in server.query("select gid from pg_prepared_xacts"):
+            server.query(f"rollback prepared '{name}'")
+    else:
+        for *_, name in server.query("xa recover"):
+            server.query("xa rollback %s", name)
+
+
+@pytest.mark.parametrize("driver", [driver_named("pymysql"), driver_named("mysqlclient")], ids=str)
+def test_a_driver_s_mode_that_cannot_be_put_back_is_not_waited_for(site: Site) -> None:
+    """At the checkout of the next request, by the guard: for PyMySQL and mysqlclient that is a round trip."""
+
+    def leave(site: Site) -> Iterable[bytes]:
+        with site.engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+            driver: Any = connection.connection.dbapi_connection
+            driver.autocommit(True)
+        return [b"left"]
+
+    def view(site: Site) -> Iterable[bytes]:
+        with site.engine.connect():
+            return [b"never"]
+
+    guarded = DBGuard(site, site.engine, deadline=DEADLINE, ping_timeout=PING_TIMEOUT, connect_timeout=2.0)
+    site.view = leave
+    assert Client(guarded).get("/").text == "left"
+    site.view = view
+    with stopped(site.server):
+        site.server.pause()
+        begun = time.monotonic()
+        response = Client(guarded).get("/", buffered=True)
+        seconds = time.monotonic() - begun
+    assert (response.status_code, kind(response)) == (503, "unavailable")
+    assert PING_TIMEOUT <= seconds < LONG
+
+
+PROGRAM = """
+import gevent.monkey
+gevent.monkey.patch_all()
+import sys
+from sqlalchemy import create_engine, text
+from werkzeug.test import Client
+from wsgi_dbguard import DBGuard
+
+engine = create_engine(sys.argv[1])
+
+def application(environ, start_response):
+    with engine.connect() as connection:
+        connection.execute(text("INSERT INTO ended VALUES ('once')"))
+        print("stop it", flush=True)
+        input()
+        connection.commit()
+
+response = Client(DBGuard(application, engine, deadline=1.0, ping_timeout=1.0)).post("/")
+print(response.status_code, response.json["type"], flush=True)
+"""
+
+
+@pytest.mark.slow
+@quick_drivers
+def test_under_gevent_it_is_cut_off_by_a_thread(site: Site) -> None:
+    """A driver in C blocks the event loop, one in Python waits for it."""
+    url = site.engine.url.render_as_string(hide_password=False)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", PROGRAM, url], text=True, **pipes) as program, stopped(site.server):  # type: ignore[call-overload]
+        assert program.stdout.readline() == "stop it\n"
+        site.server.pause()
+        begun = time.monotonic()
+        answer, _ = program.communicate("stopped\n", timeout=PATIENCE)
+        assert PING_TIMEOUT <= time.monotonic() - begun < LONG
+    assert answer == "503 urn:wsgi-dbguard:outcome-unknown\n"
+
+
+# A COMMIT in doubt, and what PostgreSQL says of it
+
+
+def save(site: Site) -> Iterable[bytes]:
+    with site.engine.begin() as connection:
+        connection.execute(text("INSERT INTO ended VALUES ('once')"))
+    return [b"saved"]
+
+
+@pytest.mark.parametrize("driver", [driver_named("psycopg2")], ids=str)
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_it_is_settled_by_a_server_that_goes_on_and_no_other_is_waited_for(site: Site, goes_on: bool) -> None:
+    with site.engine.connect(), site.engine.connect():
+        pass  # there is another connection to ask on
+    # Between what is asked for the settlement and the COMMIT.
+    instead(site.engine, "do_commit", before=site.server.pause, after=site.server.resume if goes_on else None)
+    response, seconds = ask(site, save, method="POST", settle=True)
+    expected = (200, "saved") if goes_on else (503, "outcome-unknown")
+    assert (response.status_code, kind(response)) == expected
+    assert PING_TIMEOUT * (1 if goes_on else 2) <= seconds < LONG
+
+
+@pytest.mark.parametrize("driver", [driver_named("psycopg2")], ids=str)
+def test_a_commit_that_was_not_sent_is_in_no_doubt(site: Site) -> None:
+    """Of a server that does not even say which transaction it is."""
+    response, seconds = ask(site, insert, method="POST", settle=True)
+    assert (response.status_code, kind(response)) == (503, "unavailable")
+    assert PING_TIMEOUT <= seconds < LONG
+    assert site.server.query("select * from ended") == []
