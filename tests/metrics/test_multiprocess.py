@@ -133,7 +133,7 @@ def test_gauges_of_a_killed_worker_vanish_and_its_counters_stay(
 
     def vanished() -> bool:
         page = scrape(server.url + "/metrics")
-        return page["db_client_connection_count"] == page["db_client_connection_max"] == 0
+        return bool(page["db_client_connection_count"] == page["db_client_connection_max"] == 0)
 
     # Not at once: who takes the slot of a dead worker has its gauges until it has removed them.
     wait_until(vanished, timeout=60, what="the end of the gauges")
