@@ -50,6 +50,8 @@ __all__ = ["PoolGuard"]
 logger = logging.getLogger(__name__)
 current_request = current.get
 _INFINITE = float("inf")
+# Their servers say nothing unasked: what has come is the rest of an answer, and a ping would take it for its own.
+_ONLY_ANSWERS = frozenset({"mysql", "mariadb"})
 
 
 class PoolGuard:
@@ -126,11 +128,12 @@ class PoolGuard:
 
         ``replaced`` says why connections were replaced at checkout: ``dead`` (the socket said so), ``ping`` (the server
         did not answer), ``condemned`` (older than a dead one), ``max_lifetime``, ``idle_timeout``, ``read_only``
-        (failover), ``deadline`` (a query on it was cancelled), ``changed`` (a request left settings, locks or temporary
-        tables on it), ``forked``; ``restored`` is how many got their settings back instead, ``retired`` how many were
-        closed while they lay idle (``retired_by_cause``). ``away``: the database could not be reached when it was last
-        tried; ``waiting`` is how many wait for it now, ``held`` how many have done so, and ``refused`` how many were
-        told at once or waited in vain, see `breaker`.
+        (failover), ``unread`` (an answer was left on it: MySQL and MariaDB), ``deadline`` (a query on it was
+        cancelled), ``changed`` (a request left settings, locks or temporary tables on it), ``forked``; ``restored`` is
+        how many got their settings back instead, ``retired`` how many were closed while they lay idle
+        (``retired_by_cause``). ``away``: the database could not be reached when it was last tried; ``waiting`` is how
+        many wait for it now, ``held`` how many have done so, and ``refused`` how many were told at once or waited in
+        vain, see `breaker`.
         """
         # In this order: one that is just being closed is missing from the sum for a moment, and never counted twice.
         past = self._past_checkouts
@@ -259,6 +262,8 @@ class PoolGuard:
             raise self.replace("dead", link)
         if cause := self._overdue(link, now):
             raise self.replace(cause, link)
+        if events and link.fd is not None and self.dialect.name in _ONLY_ANSWERS:
+            raise self.replace("unread", link)
         if events or now - link.used > self.config.ping_after or self.config.ping_after == 0:
             with self.lock:
                 self._counts["pings"] += 1

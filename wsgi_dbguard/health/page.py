@@ -49,6 +49,7 @@ _CAUSES = {
     "max_lifetime": "as old as it may become",
     "idle_timeout": "not needed for a long time",
     "read_only": "its server had become read-only (failover)",
+    "unread": "an answer was left on it",
     "deadline": "a query on it was cancelled",
     "changed": "a request had left settings or locks on it",
     "forked": "it was the parent process's",

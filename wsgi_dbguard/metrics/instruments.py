@@ -28,7 +28,7 @@ BOUNDARIES = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 """Of the histograms' buckets, seconds: those that the conventions give for ``db.client.operation.duration``."""
 
 CAUSES = (
-    "dead", "ping", "condemned", "max_lifetime", "idle_timeout", "read_only", "deadline", "changed", "forked",
+    "dead", "ping", "condemned", "max_lifetime", "idle_timeout", "read_only", "unread", "deadline", "changed", "forked",
 )  # fmt: skip
 """Why a connection was retired, see `PoolGuard.stats`. Each is exported from the beginning, as 0."""
 
