@@ -46,7 +46,7 @@ _PLACEHOLDER = lazily(r"[%?:]")
 
 def prepare(dialect: Dialect) -> None:
     """Import what `way` will need for such connections: it may be called by the handler of a signal."""
-    if dialect.driver == "psycopg2":
+    if getattr(dialect, "driver", "") == "psycopg2":  # of a dialect that somebody has made by hand there may be none
         with contextlib.suppress(ImportError, AttributeError, OSError):
             _libpq()
 
