@@ -177,16 +177,14 @@ def test_one_is_sent_where_a_listener_has_used_the_connection(engine: Engine, se
     assert sent(lambda: engine.raw_connection().close()) == 1
 
 
-def test_one_is_sent_where_none_was_for_a_while(pymysql: Engine, sent: Sent) -> None:
+def test_one_is_sent_where_none_was_for_a_while(pymysql: Engine, sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
     """A firewall is to see that the connection lives."""
-    guard(pymysql, skip_idle_rollback=True, ping_after=0.1)
+    pool_guard = guard(pymysql, skip_idle_rollback=True)
     used(pymysql)
-
-    def work() -> None:
-        with closing(pymysql.raw_connection()):
-            time.sleep(0.11)
-
-    assert sent(work) == 1
+    assert sent(lambda: pymysql.raw_connection().close()) == 0
+    later = time.monotonic() + pool_guard.config.ping_after + 1.0
+    monkeypatch.setattr("wsgi_dbguard.rollbacks.monotonic", lambda: later)
+    assert sent(lambda: pymysql.raw_connection().close()) == 1
 
 
 def test_one_is_sent_on_a_connection_that_the_driver_has_opened_anew(pymysql: Engine, sent: Sent) -> None:
