@@ -5,6 +5,11 @@ its way, and the next query takes it for its own. SQLAlchemy throws such a conne
 under ``raw_connection()`` it sees none, and the connection goes back to the pool. PyMySQL closes the connection on any
 `BaseException`, psycopg knows that a query is running, drivers in C are not interrupted: so is pg8000 mended here.
 
+mysql-connector, in Python: the same; and what follows the first result of a CALL stays unread, so that the next
+command, COMMIT too, takes it for its answer. What has arrived by the next checkout is found there; what has not is not.
+Other drivers read it when the cursor is closed: here it is read before the next command. An error in it (the procedure
+failed after its first result) is logged, as SQLAlchemy does with what the others raise at the cursor's end.
+
 mariadb: a connection that ends in the middle of an unbuffered result looks like the end of the result (1.1.14 does not
 ask mysql_errno after mysql_fetch_row): fewer rows and no error. Buffered results, and all other drivers, say so.
 
@@ -17,6 +22,7 @@ Example::
 from __future__ import annotations
 
 import functools
+import logging
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -25,11 +31,15 @@ from . import sockets
 
 __all__ = ["mend", "mend_streams"]
 
+logger = logging.getLogger(__name__)
+
 # The methods that send something and read the answer, by the driver's top package.
 _CONVERSATIONS: dict[str, tuple[str, ...]] = {
     "pg8000": ("execute_simple", "execute_unnamed", "execute_named", "prepare_statement"),
+    "mysql": ("_send_cmd", "_handle_result", "get_rows"),
 }
 _LOST = 2013  # CR_SERVER_LOST
+_CLIENT_ERRORS = (None, -1, *range(2000, 3000))  # what a driver found; the others are what the server said
 
 
 def mend(connection: Any, fd: int | None) -> None:
@@ -39,6 +49,10 @@ def mend(connection: Any, fd: int | None) -> None:
     for name in _CONVERSATIONS.get(type(connection).__module__.partition(".")[0], ()):
         method = getattr(type(connection), name, None)
         if method is not None and name not in vars(connection):
+            if name == "_send_cmd":
+                method = _after_the_rest(method, fd)
+            elif name in ("_handle_result", "get_rows"):
+                method = _last_if_it_fails(method)
             setattr(connection, name, _ended_by_interrupt(weakref.ref(connection), method, fd))
 
 
@@ -102,3 +116,39 @@ def _ended_by_interrupt(connection: Callable[[], Any], method: Callable[..., Any
             raise
 
     return conversation
+
+
+def _after_the_rest(send: Callable[..., Any], fd: int) -> Callable[..., Any]:
+    """For mysql-connector: `send` a command once all that the server still answers to the last one was read."""
+
+    @functools.wraps(send)
+    def command(connection: Any, *args: Any, **keywords: Any) -> Any:
+        while connection._have_next_result:
+            connection.handle_unread_result()  # as before each command: an error where a result is still wanted
+            connection._have_next_result = False  # until the server says so again
+            try:
+                connection._handle_result(connection._socket.recv(connection._read_timeout))
+                if connection.unread_result:
+                    connection.get_rows(raw=True)
+            except Exception as error:
+                if getattr(error, "errno", None) in _CLIENT_ERRORS:  # none of the server's: who knows what comes next
+                    sockets.cut(fd)
+                    raise
+                logger.exception("what followed a result that was read is an error")
+        return send(connection, *args, **keywords)
+
+    return command
+
+
+def _last_if_it_fails(read: Callable[..., Any]) -> Callable[..., Any]:
+    """For mysql-connector: what follows an error is nothing, though it was told before that there would be more."""
+
+    @functools.wraps(read)
+    def result(connection: Any, *args: Any, **keywords: Any) -> Any:
+        try:
+            return read(connection, *args, **keywords)
+        except Exception:
+            connection._have_next_result = False
+            raise
+
+    return result

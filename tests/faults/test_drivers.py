@@ -52,11 +52,12 @@ def test_fileno_is_the_socket_to_the_server(rows: Rows, driver: Driver, engine: 
 
 
 @pytest.mark.slow
-def test_pg8000_is_mended_after_an_interrupt_that_sqlalchemy_does_not_see(rows: Rows) -> None:
-    pg8000 = driver_named("pg8000")
-    if reason := pg8000.missing():
+@pytest.mark.parametrize("name", ["pg8000", "mysql-connector"])
+def test_a_driver_in_python_is_mended_after_an_interrupt_that_sqlalchemy_does_not_see(rows: Rows, name: str) -> None:
+    driver = driver_named(name)
+    if reason := driver.missing():
         pytest.skip(reason)
-    url = pg8000.url(stage_of(rows, pg8000).url)
+    url = driver.url(stage_of(rows, driver).url)
     unguarded, guarded = interrupt("KeyboardInterrupt", [(url, "nothing"), (url, "guard")])
     assert unguarded["failed"] + unguarded["wrong"] > 0, unguarded
     assert (guarded["failed"], guarded["wrong"]) == (0, 0), guarded

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import OperationalError
 
 from wsgi_dbguard import guard
 from wsgi_dbguard.lab.drivers import DRIVERS, Driver
 from wsgi_dbguard.lab.mariadb import MariaDB
+from wsgi_dbguard.lab.proxy import FaultProxy
 
 MakeEngine = Callable[..., Engine]
 MINE = text("select 'mine'")
@@ -46,17 +49,56 @@ def test_it_is_replaced_and_nobody_gets_the_answer(
     assert pool_guard.stats()["invalidations"] == 0
 
 
-def test_what_a_procedure_leaves_is_nobodys_answer(mariadb: MariaDB, make_engine: MakeEngine) -> None:
-    """mysql-connector leaves the end of CALL unread."""
+@pytest.fixture
+def connector(mariadb: MariaDB, make_engine: MakeEngine) -> Iterator[Engine]:
+    """mysql-connector, which leaves the end of a CALL unread; whatever the server answers is on its way for a while."""
     pytest.importorskip("mysql.connector")
-    engine = make_engine(mariadb.url("mysql-connector"))
-    guard(engine)
     mariadb.query("create or replace procedure leaves() select 'theirs'")
-    try:
-        for _ in range(5):
-            with engine.connect() as connection:
-                assert connection.exec_driver_sql("call leaves()").scalar() == "theirs"
-            with engine.connect() as connection:
-                assert connection.scalar(MINE) == "mine"
-    finally:
-        mariadb.query("drop procedure leaves")
+    mariadb.query(
+        "create or replace procedure fails() begin select 'theirs'; select 'more'; signal sqlstate '45000'; end"
+    )
+    with FaultProxy(mariadb.host, mariadb.port) as proxy:
+        proxy.delay(0.01)
+        yield make_engine(mariadb.url_through(proxy.host, proxy.port, "mysql-connector"))
+    mariadb.query("drop procedure leaves")
+    mariadb.query("drop procedure fails")
+
+
+@pytest.mark.parametrize("procedure", ["leaves", "fails"])
+def test_what_a_procedure_leaves_is_nobodys_answer(connector: Engine, procedure: str) -> None:
+    pool_guard = guard(connector)
+    for _ in range(3):
+        with connector.begin() as connection:
+            assert connection.exec_driver_sql(f"call {procedure}()").scalar() == "theirs"
+        with connector.connect() as connection:
+            assert connection.exec_driver_sql(f"call {procedure}()").scalar() == "theirs"
+            assert connection.scalar(MINE) == "mine"
+    assert (pool_guard.stats()["connects"], pool_guard.stats()["replaced"]) == (1, {})
+
+
+def test_what_a_procedure_says_after_its_first_result_can_be_read(connector: Engine) -> None:
+    guard(connector)
+    connection = connector.raw_connection()
+    cursor = connection.cursor()
+    cursor.execute("call fails()")
+    assert cursor.fetchall() == [("theirs",)]
+    assert cursor.nextset()
+    assert cursor.fetchall() == [("more",)]
+    with pytest.raises(connector.dialect.loaded_dbapi.DatabaseError, match="45000"):
+        cursor.nextset()
+    cursor.execute("select 'mine'")
+    assert cursor.fetchall() == [("mine",)]
+    connection.close()
+
+
+def test_a_connection_that_is_lost_while_the_rest_is_read_is_lost(connector: Engine, mariadb: MariaDB) -> None:
+    pool_guard = guard(connector)
+    with connector.connect() as connection, pytest.raises(OperationalError) as raised:
+        connection.exec_driver_sql("call leaves()").scalar()
+        driver: Any = connection.connection.dbapi_connection
+        mariadb.terminate(driver.connection_id)
+        connection.scalar(MINE)
+    assert raised.value.connection_invalidated
+    with connector.connect() as connection:
+        assert connection.scalar(MINE) == "mine"
+    assert pool_guard.stats()["invalidations"] == 1
