@@ -93,11 +93,12 @@ def test_what_a_procedure_says_after_its_first_result_can_be_read(connector: Eng
 
 def test_a_connection_that_is_lost_while_the_rest_is_read_is_lost(connector: Engine, mariadb: MariaDB) -> None:
     pool_guard = guard(connector)
-    with connector.connect() as connection, pytest.raises(OperationalError) as raised:
+    with connector.connect() as connection:
         connection.exec_driver_sql("call leaves()").scalar()
         driver: Any = connection.connection.dbapi_connection
         mariadb.terminate(driver.connection_id)
-        connection.scalar(MINE)
+        with pytest.raises(OperationalError) as raised:
+            connection.scalar(MINE)
     assert raised.value.connection_invalidated
     with connector.connect() as connection:
         assert connection.scalar(MINE) == "mine"
