@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -284,59 +284,6 @@ def test_threads_of_the_application_in_a_copied_context_are_held_to_it(engine: E
 
     assert serve(DBGuard(application, engine, deadline=0.3, ping_timeout=PATIENCE)).status_code == 200
     assert len(raised) == 2
-
-
-@pytest.fixture
-def slow_to_commit(postgres: PostgreSQL) -> Iterator[str]:
-    """A table: what is in its first row is how many seconds its COMMIT takes."""
-    postgres.query("create table slow_to_commit (seconds float)")
-    postgres.query(
-        "create function wait() returns trigger language plpgsql"
-        " as 'begin perform pg_sleep(new.seconds); return new; end'"
-    )
-    postgres.query(
-        "create constraint trigger waits after insert on slow_to_commit deferrable initially deferred"
-        " for each row execute function wait()"
-    )
-    yield "slow_to_commit"
-    postgres.query("drop table slow_to_commit")
-    postgres.query("drop function wait")
-
-
-def saving(engine: Engine, seconds: float, then: str = "") -> WSGIApplication:
-    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        with engine.connect() as connection:
-            connection.execute(text("insert into slow_to_commit values (:seconds)"), {"seconds": seconds})
-            connection.commit()
-            if then:
-                connection.execute(text(then))
-        return ok(start_response)
-
-    return application
-
-
-def test_a_commit_is_not_cancelled(engine: Engine, postgres: PostgreSQL, slow_to_commit: str) -> None:
-    guarded = DBGuard(saving(engine, 1.0), engine, deadline=0.5, ping_timeout=PATIENCE)
-    assert serve(guarded, method="POST").status_code == 200
-    assert postgres.query(f"select count(*) from {slow_to_commit}") == [(1,)]
-
-
-def test_but_its_time_counts(engine: Engine, slow_to_commit: str) -> None:
-    guarded = DBGuard(saving(engine, 1.0, then="select 1"), engine, deadline=0.5, ping_timeout=PATIENCE)
-    response = serve(guarded, method="POST")
-    assert (response.status_code, kind(response)) == (503, OUTCOME_UNKNOWN)
-
-
-def test_one_that_takes_much_too_long_is_cut_off_and_goes_on_in_the_server(
-    engine: Engine, postgres: PostgreSQL, slow_to_commit: str
-) -> None:
-    guarded = DBGuard(saving(engine, 3.0), engine, deadline=0.5, ping_timeout=0.5)
-    begun = time.monotonic()
-    response = serve(guarded, method="POST")
-    assert (response.status_code, kind(response)) == (503, OUTCOME_UNKNOWN)
-    assert time.monotonic() - begun >= 0.5
-    saved = f"select count(*) from {slow_to_commit}"
-    wait_until(lambda: postgres.query(saved) == [(1,)], timeout=PATIENCE, what="the end of the COMMIT")
 
 
 def test_outside_a_request_nothing_is_limited(engine: Engine) -> None:

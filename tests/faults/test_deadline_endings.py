@@ -11,124 +11,47 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
-from werkzeug.test import Client, TestResponse
+from werkzeug.test import Client
 
-from wsgi_dbguard import DBGuard, guard
+from wsgi_dbguard import DBGuard
 from wsgi_dbguard.lab.drivers import DRIVERS, Driver, driver_named
-from wsgi_dbguard.lab.mariadb import MariaDB
 from wsgi_dbguard.lab.postgres import PostgreSQL
+
+from .stopping import (
+    DEADLINE,
+    LONG,
+    PATIENCE,
+    PING_TIMEOUT,
+    Server,
+    Site,
+    ask,
+    insert,
+    instead,
+    kind,
+    replaced,
+    site_of,
+    stopped,
+)
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-DEADLINE, PING_TIMEOUT = 1.0, 1.0
-LONG = 30.0  # seconds after which the server goes on by itself; what has waited for that has failed
-PATIENCE = 120.0
 QUICK = ["psycopg2", "pymysql"]
 EACH = [pytest.param(each, marks=() if each.name in QUICK else pytest.mark.slow) for each in DRIVERS]
 quick_drivers = pytest.mark.parametrize("driver", [driver_named(name) for name in QUICK], ids=str)
 each_driver = pytest.mark.parametrize("driver", EACH, ids=str)
-Server = PostgreSQL | MariaDB
-View = Callable[["Site"], Iterable[bytes]]
-
-
-class Site:
-    """An application of one view, which stops the server where it likes; and of ``/after``, when it goes on."""
-
-    def __init__(self, engine: Engine, server: Server) -> None:
-        self.engine = engine
-        self.server = server
-        self.view: View = lambda site: [b""]
-
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if environ["PATH_INFO"] == "/after":
-            with self.engine.connect() as connection:
-                body: Iterable[bytes] = [str(connection.scalar(text("SELECT 'well'"))).encode()]
-        else:
-            body = self.view(self)
-        start_response("200 OK", [("Content-Type", "text/plain")])
-        return body
 
 
 @pytest.fixture
 def site(driver: Driver, server_of: Callable[..., Server]) -> Iterator[Site]:
-    server = server_of(driver)
-    server.query("create table if not exists ended (name varchar(20))")
-    server.query("delete from ended")
-    engine = create_engine(driver.url(server.url()), pool_size=2, max_overflow=0)
-    yield Site(engine, server)
-    engine.dispose()
-
-
-@contextmanager
-def stopped(server: Server) -> Iterator[None]:
-    """While this lasts the server may be stopped; whoever still waits for it after `LONG` does not wait for ever."""
-    late = threading.Timer(LONG, server.resume)
-    late.start()
-    try:
-        yield
-    finally:
-        late.cancel()
-        late.join()
-        server.resume()
-
-
-def ask(site: Site, view: View, *, method: str = "GET", **settings: Any) -> tuple[TestResponse, float]:
-    """The answer of `view`, and after how many seconds it came. The requests around it have theirs."""
-    site.view = view
-    settings = {"deadline": DEADLINE, "ping_timeout": PING_TIMEOUT, **settings}
-    patient = DBGuard(site, site.engine, **{**settings, "deadline": PATIENCE})
-    assert Client(patient).get("/after").text == "well"
-    with stopped(site.server):
-        begun = time.monotonic()
-        response = Client(DBGuard(site, site.engine, **settings)).open("/", method=method, buffered=True)
-        seconds = time.monotonic() - begun
-    assert Client(patient).get("/after").text == "well"
-    return response, seconds
-
-
-def replaced(site: Site) -> tuple[dict[str, int], int]:
-    """Why connections were replaced at checkout, and how often all of them were."""
-    stats = guard(site.engine).stats()
-    return stats["replaced"], stats["invalidations"]
-
-
-def instead(
-    engine: Engine, name: str, *, before: Callable[[], object] | None = None, after: Callable[[], object] | None = None
-) -> None:
-    """Have something happen around the next call of this method of the dialect."""
-    method = getattr(engine.dialect, name)
-
-    def once(*args: Any) -> Any:
-        setattr(engine.dialect, name, method)
-        try:
-            if before is not None:
-                before()
-            return method(*args)
-        finally:
-            if after is not None:
-                after()
-
-    setattr(engine.dialect, name, once)
-
-
-def kind(response: TestResponse) -> str:
-    return str(response.json["type"]).rpartition(":")[2] if response.is_json and response.json else response.text
-
-
-def insert(site: Site) -> Iterable[bytes]:
-    with site.engine.connect() as connection:
-        connection.execute(text("INSERT INTO ended VALUES ('once')"))
-        site.server.pause()
-        connection.commit()
-    return [b"saved"]
+    with site_of(driver, server_of(driver)) as site:
+        yield site
 
 
 @each_driver
@@ -401,34 +324,3 @@ def test_under_gevent_it_is_cut_off_by_a_thread(site: Site) -> None:
         answer, _ = program.communicate("stopped\n", timeout=PATIENCE)
         assert PING_TIMEOUT <= time.monotonic() - begun < LONG
     assert answer == "503 urn:wsgi-dbguard:outcome-unknown\n"
-
-
-# A COMMIT in doubt, and what PostgreSQL says of it
-
-
-def save(site: Site) -> Iterable[bytes]:
-    with site.engine.begin() as connection:
-        connection.execute(text("INSERT INTO ended VALUES ('once')"))
-    return [b"saved"]
-
-
-@pytest.mark.parametrize("driver", [driver_named("psycopg2")], ids=str)
-@pytest.mark.parametrize("goes_on", [True, False])
-def test_it_is_settled_by_a_server_that_goes_on_and_no_other_is_waited_for(site: Site, goes_on: bool) -> None:
-    with site.engine.connect(), site.engine.connect():
-        pass  # there is another connection to ask on
-    # Between what is asked for the settlement and the COMMIT.
-    instead(site.engine, "do_commit", before=site.server.pause, after=site.server.resume if goes_on else None)
-    response, seconds = ask(site, save, method="POST", settle=True)
-    expected = (200, "saved") if goes_on else (503, "outcome-unknown")
-    assert (response.status_code, kind(response)) == expected
-    assert PING_TIMEOUT * (1 if goes_on else 2) <= seconds < LONG
-
-
-@pytest.mark.parametrize("driver", [driver_named("psycopg2")], ids=str)
-def test_a_commit_that_was_not_sent_is_in_no_doubt(site: Site) -> None:
-    """Of a server that does not even say which transaction it is."""
-    response, seconds = ask(site, insert, method="POST", settle=True)
-    assert (response.status_code, kind(response)) == (503, "unavailable")
-    assert PING_TIMEOUT <= seconds < LONG
-    assert site.server.query("select * from ended") == []
