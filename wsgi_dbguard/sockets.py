@@ -100,9 +100,9 @@ def watch(fd: int) -> Look:
         return functools.partial(happened, fd)
     import ctypes
 
-    # Optimization: made once, and a partial: this runs at each checkout.
+    # Optimization: made once, a partial, and numbers as they are (libffi widens them): this runs at each checkout.
     asked = ctypes.create_string_buffer(_POLLFD.pack(fd, _EVENTS, 0), _POLLFD.size)
-    return functools.partial(poll, ctypes.byref(asked), ctypes.c_ulong(1), 0)
+    return functools.partial(poll, ctypes.byref(asked), 1, 0)
 
 
 def happened(fd: int) -> int:
