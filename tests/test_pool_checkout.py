@@ -49,12 +49,12 @@ def polls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     polled: list[int] = []
     watch = sockets.watch
 
-    def counting(fd: int) -> sockets.Poll:
-        poll = watch(fd)
+    def counting(fd: int) -> sockets.Look:
+        look = watch(fd)
 
-        def counted(timeout: int) -> list[tuple[int, int]]:
+        def counted() -> int:
             polled.append(fd)
-            return poll(timeout)
+            return look()
 
         return counted
 
