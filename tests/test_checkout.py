@@ -17,20 +17,16 @@ from wsgi_dbguard.lab.process import wait_until
 from wsgi_dbguard.request import Request, current
 from wsgi_dbguard.transactions import watch
 
+from .backends import pid_of
+
 MakeEngine = Callable[..., Engine]
 Fill = Callable[[Engine, int], list[int]]
-PID = text("select pg_backend_pid()")
 
 
 class ApartPool(QueuePool):
     """Hears nothing of what listens to the class `Pool`."""
 
     _sa_propagate_class_events = False
-
-
-def pid_of(engine: Engine) -> int:
-    with engine.connect() as connection:
-        return connection.scalar(PID) or 0
 
 
 @pytest.fixture

@@ -14,18 +14,10 @@ from wsgi_dbguard.lab.postgres import PostgreSQL
 from wsgi_dbguard.lab.process import wait_until
 from wsgi_dbguard.lab.proxy import FaultProxy
 
+from .backends import pid_of, retired
+
 MakeEngine = Callable[..., Engine]
 Fill = Callable[[Engine, int], list[int]]
-PID = text("select pg_backend_pid()")
-
-
-def pid_of(engine: Engine) -> int:
-    with engine.connect() as connection:
-        return connection.scalar(PID) or 0
-
-
-def retired(pool_guard: PoolGuard, count: int) -> None:
-    wait_until(lambda: pool_guard.stats()["retired"] == count, timeout=60.0, what=f"the end of {count} connections")
 
 
 def swept(pool_guard: PoolGuard, count: int) -> None:

@@ -19,19 +19,11 @@ from wsgi_dbguard import PoolGuard, guard
 from wsgi_dbguard.lab.postgres import PostgreSQL
 from wsgi_dbguard.lab.process import wait_until
 
+from .backends import PID, pid_of, retired
+
 MakeEngine = Callable[..., Engine]
 Fill = Callable[[Engine, int], list[int]]
-PID = text("select pg_backend_pid()")
 PAST = 0.005  # seconds; longer than the limits of a thousandth
-
-
-def pid_of(engine: Engine) -> int:
-    with engine.connect() as connection:
-        return connection.scalar(PID) or 0
-
-
-def retired(pool_guard: PoolGuard, count: int) -> None:
-    wait_until(lambda: pool_guard.stats()["retired"] == count, timeout=60.0, what=f"the end of {count} connections")
 
 
 @pytest.mark.parametrize("moment", ["before the pool looks", "after the pool looked"])

@@ -19,6 +19,8 @@ from wsgi_dbguard import guard, sockets
 from wsgi_dbguard.lab.postgres import PostgreSQL
 from wsgi_dbguard.lab.proxy import FaultProxy
 
+from .backends import pid_of
+
 MakeEngine = Callable[..., Engine]
 Fill = Callable[[Engine, int], list[int]]
 
@@ -47,22 +49,17 @@ def polls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     polled: list[int] = []
     watch = sockets.watch
 
-    def counting(fd: int) -> sockets.Poll:
-        poll = watch(fd)
+    def counting(fd: int) -> sockets.Look:
+        look = watch(fd)
 
-        def counted(timeout: int) -> list[tuple[int, int]]:
+        def counted() -> int:
             polled.append(fd)
-            return poll(timeout)
+            return look()
 
         return counted
 
     monkeypatch.setattr(sockets, "watch", counting)
     return polled
-
-
-def pid_of(engine: Engine) -> int:
-    with engine.connect() as connection:
-        return connection.scalar(text("select pg_backend_pid()")) or 0
 
 
 def descriptor(connection: Connection) -> int:

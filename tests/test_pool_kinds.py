@@ -19,15 +19,11 @@ from wsgi_dbguard import guard, guards
 from wsgi_dbguard.lab.postgres import PostgreSQL
 from wsgi_dbguard.lab.process import wait_until
 
+from .backends import PID, pid_of
+
 MakeEngine = Callable[..., Engine]
 Fill = Callable[[Engine, int], list[int]]
-PID = text("select pg_backend_pid()")
 POOLS = [QueuePool, NullPool, SingletonThreadPool, StaticPool, AssertionPool]
-
-
-def pid_of(engine: Engine) -> int:
-    with engine.connect() as connection:
-        return connection.scalar(PID) or 0
 
 
 @pytest.mark.parametrize("poolclass", POOLS)

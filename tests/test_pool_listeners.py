@@ -7,20 +7,16 @@ from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, exc, text
+from sqlalchemy import Engine, event, exc
 from sqlalchemy.pool import Pool, QueuePool
 
 from wsgi_dbguard import guard
 from wsgi_dbguard.lab.postgres import PostgreSQL
 
+from .backends import pid_of
+
 MakeEngine = Callable[..., Engine]
 Fill = Callable[[Engine, int], list[int]]
-PID = text("select pg_backend_pid()")
-
-
-def pid_of(engine: Engine) -> int:
-    with engine.connect() as connection:
-        return connection.scalar(PID) or 0
 
 
 def test_the_users_listeners_run_as_before_and_see_live_connections_only(

@@ -62,7 +62,7 @@ def check(connection: Any, entry: ConnectionPoolEntry, proxy: PoolProxiedConnect
         now = monotonic()
         shared = guard.shares_one and _has_others(guard, link, proxy)
         if not shared and (
-            link.poll(0)
+            link.look()
             or link.doomed is not None
             or now - link.used > guard.attention
             or now > link.expires
@@ -110,7 +110,8 @@ def _has_others(guard: PoolGuard, link: Link, proxy: PoolProxiedConnection) -> b
 
 
 # A Connection takes its connection when it is made, and once more after that one was invalidated.
-_CONNECTIONS = frozenset({Connection.__init__.__code__, Connection._revalidate_connection.__code__})
+# No set: to hash a function's code takes longer than to compare it with both.
+_CONNECTIONS = (Connection.__init__.__code__, Connection._revalidate_connection.__code__)
 # SQLAlchemy's own frames, from `check`: less than there are where a listener takes one while a Connection is made. To
 # look at each frame is dear.
 _FRAMES = 5

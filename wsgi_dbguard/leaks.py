@@ -50,8 +50,8 @@ def settle(request: Request, leaks: str) -> None:
     Raises:
         LeakWarning: with "raise", if anything was left; with "warn" and "heal", where warnings are made errors.
     """
-    sessions_left = sessions.release(request, leaks)
-    links = _links_of(request) if request.links and leaks != "off" else []
+    sessions_left = sessions.release(request, leaks) if request.sessions else ""
+    links = _links_of(request) if leaks != "off" else []
     for link in links:
         if link.changed and state.keeps_a_lock(link) and link.guard is not None:
             link.guard.give_up(link)
@@ -74,9 +74,13 @@ def settle(request: Request, leaks: str) -> None:
 
 
 def _links_of(request: Request) -> list[Link]:
-    """The connections that it was the last one to take, in that order."""
-    links = {link for link in request.links if link.owner is request.owner and link in registry.links}
-    return sorted(links, key=lambda link: link.used)
+    """The connections that it was the last one to take, in that order, but for those that are as they were before."""
+    links = {
+        link
+        for link in request.links
+        if (link.changed or link.taken() is not None) and link.owner is request.owner and link in registry.links
+    }
+    return sorted(links, key=lambda link: link.used) if links else []
 
 
 def _is_leaked(link: Link, request: Request) -> bool:

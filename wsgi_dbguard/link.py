@@ -41,9 +41,9 @@ def _nothing_of(connection: Any) -> None:
     return None
 
 
-def _unwatched(timeout: int) -> list[tuple[int, int]]:
+def _unwatched() -> int:
     """A link that no guard has adopted yet, or whose driver does not tell its socket: each checkout asks the server."""
-    return [(-1, sockets.SUSPECT)]
+    return sockets.SUSPECT
 
 
 def _in_memory(connection: Any) -> bool:
@@ -88,13 +88,13 @@ class Link:
         "in_memory",
         "lent",
         "local",
+        "look",
         "opened_at",
         "opening",
         "owner",
         "peer",
         "pending",
         "pid",
-        "poll",
         "quiet",
         "running",
         "server_id",
@@ -142,7 +142,7 @@ class Link:
             self.connection = self._by_entry
         # What the guard of its pool adds, see PoolGuard:
         self.guard: PoolGuard | None = None
-        self.poll: sockets.Poll = _unwatched
+        self.look: sockets.Look = _unwatched
         self.expires = float("inf")
         self.doomed: str | None = None  # why it is not to be handed out again; or SUSPECT
         self.used = self.born  # the last checkout
@@ -172,6 +172,12 @@ class Link:
         """Set the keepalive and the timeout of its socket, if it has one."""
         if self.fd is not None:
             sockets.tune(self.fd, keepalive=config.keepalive, user_timeout=config.user_timeout)
+
+    def happened(self) -> int:
+        """Which events of `sockets.DEAD` and `sockets.SUSPECT` have happened on it; 0 for none."""
+        if not self.look():
+            return 0
+        return sockets.SUSPECT if self.fd is None else sockets.happened(self.fd)
 
     def cut(self) -> None:
         """Shut the connection down, for whoever is blocked in it; nothing where its descriptor is another's by now."""

@@ -216,7 +216,7 @@ class PoolGuard:
             if first:
                 logger.warning("%s: this driver does not tell its socket; connections are checked by ping only", self)
         else:
-            link.poll = sockets.watch(link.fd)
+            link.look = sockets.watch(link.fd)
             quirks.mend(link.connection(), link.fd)
         link.flags = flags.reader(link.connection())
         self._variables.expect(link)
@@ -261,8 +261,8 @@ class PoolGuard:
         elif doom is not None:
             raise self.replace(doom, link)
         now = monotonic()
-        events = link.poll(0)
-        if events and events[0][1] & sockets.DEAD:
+        events = link.happened()
+        if events & sockets.DEAD:
             self.condemn(link, "was found dead")
             raise self.replace("dead", link)
         if cause := self._overdue(link, now):

@@ -114,7 +114,7 @@ def _is_needless(link: Link) -> bool:
         and quiet.lasts()
         # Of this socket, and not of one in its place, to which the driver has connected anew.
         and sockets.identity(link.fd) == link.identity
-        and not link.poll(0)  # nothing has come either: an answer that nobody has read, or the server's farewell
+        and not link.look()  # nothing has come either: an answer that nobody has read, or the server's farewell
     )
 
 

@@ -17,12 +17,15 @@ from __future__ import annotations
 
 import _socket  # not `socket`: gevent replaces that class by one that makes the descriptor non-blocking
 import contextlib
+import functools
 import os
 import select
+import struct
 from collections.abc import Callable
 from operator import attrgetter, methodcaller
 from typing import Any
 
+from . import libc
 from .unpatched import original
 
 __all__ = [
@@ -33,6 +36,7 @@ __all__ = [
     "dead_end",
     "ends",
     "fileno",
+    "happened",
     "identity",
     "is_tcp",
     "replace",
@@ -45,8 +49,11 @@ _RDHUP: int = getattr(select, "POLLRDHUP", 0)
 DEAD = _RDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
 # Something arrived unasked: a notification, a TLS session ticket, or the last words of a server that is closing.
 SUSPECT = select.POLLIN | select.POLLPRI
+_EVENTS = SUSPECT | _RDHUP
 
-Poll = Callable[[int], list[tuple[int, int]]]
+_POLLFD = struct.Struct("=ihh")  # poll(2)
+
+Look = Callable[[], int]
 Identity = tuple[int, int]
 
 
@@ -86,12 +93,23 @@ def identity(fd: int) -> Identity | None:
     return status.st_dev, status.st_ino
 
 
-def watch(fd: int) -> Poll:
-    """The `poll` method of a kept poll object on `fd`: call it with 0 for a check that takes one system call."""
+def watch(fd: int) -> Look:
+    """What tells whether anything has happened on `fd`, by one system call that does not wait: 0 as long as not."""
+    poll = libc.function("poll")
+    if poll is None:
+        return functools.partial(happened, fd)
+    import ctypes
+
+    # Optimization: made once, a partial, and numbers as they are (libffi widens them): this runs at each checkout.
+    asked = ctypes.create_string_buffer(_POLLFD.pack(fd, _EVENTS, 0), _POLLFD.size)
+    return functools.partial(poll, ctypes.byref(asked), 1, 0)
+
+
+def happened(fd: int) -> int:
+    """Which events of `DEAD` and `SUSPECT` have happened on `fd`; 0 for none."""
     poll = original("select", "poll")()  # gevent's would switch greenlets
-    poll.register(fd, SUSPECT | _RDHUP)
-    method: Poll = poll.poll
-    return method
+    poll.register(fd, _EVENTS)
+    return sum(events for _, events in poll.poll(0))
 
 
 class _Borrowed:

@@ -18,10 +18,10 @@ Example::
 
 from __future__ import annotations
 
-import functools
 import struct
-import sys
 from collections.abc import Callable
+
+from . import libc
 
 __all__ = ["counter"]
 
@@ -38,11 +38,13 @@ def counter(fd: int) -> Callable[[], int | None] | None:
     So it is with a Unix socket, with what only looks like TCP (MPTCP has several connections), and on other systems.
     The counter takes one system call, and answers None when `fd` was closed. It is for one thread at a time.
     """
-    getsockopt = _getsockopt()
+    # The system's own, for any descriptor: a socket object would close it, or hold a duplicate of it.
+    getsockopt = libc.function("getsockopt")
     if getsockopt is None:
         return None
     import ctypes
 
+    getsockopt.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
     value, length = ctypes.create_string_buffer(_COUNTS.size), ctypes.c_uint32(_INT.size)
     into, size = ctypes.byref(value), ctypes.byref(length)  # which keep what they point to
     if getsockopt(fd, _SOL_SOCKET, _SO_PROTOCOL, into, size) or _INT.unpack_from(value) != (_IPPROTO_TCP,):
@@ -58,19 +60,3 @@ def counter(fd: int) -> Callable[[], int | None] | None:
         return int(waiting + sent)
 
     return count
-
-
-@functools.cache
-def _getsockopt() -> Callable[..., int] | None:
-    """The system's own, for any descriptor: a socket object would close it, or hold a duplicate of it."""
-    if sys.platform != "linux":
-        return None
-    try:
-        import ctypes  # here: it takes some milliseconds, and few want to know
-
-        # Not CDLL: that would let other threads run meanwhile, and wait for them. This call waits for nothing.
-        function = ctypes.PyDLL(None).getsockopt
-    except (ImportError, OSError, AttributeError):
-        return None
-    function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
-    return function

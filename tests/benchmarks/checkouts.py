@@ -96,10 +96,10 @@ def _floor(engine: Engine, *, poll: bool) -> Engine:
     def connected(connection: Any, entry: Any) -> None:
         fd = sockets.fileno(connection)
         assert fd is not None
-        entry.info["poll"] = sockets.watch(fd)
+        entry.info["look"] = sockets.watch(fd)
 
     def look(connection: Any, entry: Any, proxy: Any) -> None:
-        entry.info["poll"](0)
+        entry.info["look"]()
 
     event.listen(engine, "connect", connected)
     event.listen(engine, "checkout", look if poll else lambda connection, entry, proxy: None)

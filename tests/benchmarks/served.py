@@ -2,8 +2,10 @@
 
 Two workers with four threads each (gevent: two workers; sync: four), eight clients with kept connections. Server,
 database and load share this machine: the ratios say what a contender costs, the figures themselves say little. CPU time
-of the server's processes for each request is the steadiest of them. psycopg, because every contender and gevent work
-with it.
+of the server's processes for each request is the steadiest of them: throughput also depends on how the clients'
+connections are shared out between the workers, which no two loads have in common. With a delay the proxy works here as
+well, about as much as a worker does, so that two cores are as busy as without one. psycopg, because every contender and
+gevent work with it.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def test_encrypted_notification_costs_one_ping(server_of: Callable[..., Server],
         fd = sockets.fileno(connection.connection.dbapi_connection)
         assert fd is not None
     server.query("notify tls, 'news'")
-    wait_until(lambda: bool(sockets.watch(fd)(0)), timeout=60.0, what="the notification")
+    wait_until(lambda: bool(sockets.happened(fd)), timeout=60.0, what="the notification")
     for _ in range(3):
         with engine.connect() as connection:
             assert connection.scalar(text("select 1")) == 1

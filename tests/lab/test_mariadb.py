@@ -23,7 +23,7 @@ from wsgi_dbguard.lab.drivers import DRIVERS
 from wsgi_dbguard.lab.mariadb import ADMIN, MariaDB, ServerMissing
 from wsgi_dbguard.lab.process import gone, wait_until
 from wsgi_dbguard.lab.proxy import FaultProxy
-from wsgi_dbguard.sockets import DEAD, fileno, watch
+from wsgi_dbguard.sockets import DEAD, fileno, happened
 
 try:
     provision.program("mariadbd", package="mariadb-server-core")
@@ -84,7 +84,7 @@ def number(connection: Connection) -> int:
 def hung_up(connection: Connection) -> bool:
     fd = fileno(connection)
     assert fd is not None
-    return any(mask & DEAD for _, mask in watch(fd)(0))
+    return bool(happened(fd) & DEAD)
 
 
 @each_driver

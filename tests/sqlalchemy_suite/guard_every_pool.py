@@ -64,7 +64,7 @@ fileno, server_id = sockets.fileno, link._server_id
 
 def pytest_configure() -> None:
     sockets.fileno, link._server_id = _fileno, _server_id
-    link._unwatched = lambda timeout: []  # nor are they pinged at each checkout, as a driver without a socket is
+    link._unwatched = lambda: 0  # nor are they pinged at each checkout, as a driver without a socket is
     # One test compares the arguments of connect(), where the guard would put its limit.
     guard_all(GuardConfig(connect_timeout=None))
     registry.on_engine(_keep)

@@ -155,8 +155,7 @@ def _look_at(guard: PoolGuard) -> str:
 
 
 def _is_dead(link: Link) -> bool:
-    events = link.poll(0)
-    return bool(events and events[0][1] & sockets.DEAD)
+    return bool(link.happened() & sockets.DEAD)
 
 
 def _places_left(pool: Pool) -> float:

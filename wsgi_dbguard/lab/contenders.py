@@ -155,7 +155,7 @@ class Pool:
         return [fd for fd, identity in self._sockets if identity is not None and sockets.identity(fd) == identity]
 
     def _count(self, events: int) -> int:
-        return sum(any(seen & events for _, seen in sockets.watch(fd)(0)) for fd in self._open())
+        return sum(bool(sockets.happened(fd) & events) for fd in self._open())
 
     def cut(self) -> None:
         """Wake up whoever waits for an answer on a connection of this pool."""

@@ -31,7 +31,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
-from wsgi_dbguard.sockets import DEAD, fileno, watch
+from wsgi_dbguard.sockets import DEAD, fileno, happened
 
 from .process import Child, keep, remove_at_death, wait_until
 from .provision import private_directory, self_signed, unprivileged
@@ -294,7 +294,7 @@ class DatabaseServer(PrivateServer):
             # A child's copy of its parent's connection is left alone: neither driver sends anything when collected.
             if owner == os.getpid():
                 fd = fileno(connection)
-                if fd is not None and not any(mask & DEAD for _, mask in watch(fd)(0)):
+                if fd is not None and not happened(fd) & DEAD:
                     return connection
                 connection.close()
             self._admin = None
