@@ -12,7 +12,7 @@ import os
 import subprocess
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,6 +142,33 @@ def again_and_again(forks: Forks, urls: list[str]) -> dict[str, Any]:
     return {"parent": [parent, *held.in_parent()], "child": child}
 
 
+def capacity(forks: Forks, url: str, size: int) -> dict[str, Any]:
+    """How many connections a child of a parent that has several idle ones opens: one after the other, and at once."""
+    forks.guard()
+    engine = create_engine(url, pool_size=size, max_overflow=1, pool_timeout=0)
+    most = size + 1 if size else 4  # 0 is no limit
+
+    def at_once() -> int:
+        with ExitStack() as stack:
+            taken: list[Any] = []
+            while len(taken) < most + bool(size) and not forks.failure(lambda: taken.append(engine.connect())):
+                stack.enter_context(taken[-1])
+            return len({connection.execute(BACKEND).scalar() for connection in taken})
+
+    def one_by_one() -> int:
+        backends = set()
+        for _ in range(2 * most):
+            with engine.connect() as connection:
+                backends.add(connection.execute(BACKEND).scalar())
+        return len(backends)
+
+    def live() -> list[int]:
+        return [one_by_one(), at_once(), at_once()]
+
+    at_once()
+    return {"child": forks.child(live), "parent": at_once(), "grandchild": forks.child(lambda: forks.child(live))}
+
+
 @contextmanager
 def told() -> Iterator[list[str]]:
     """What the package logs and warns of, as "LEVEL message" and "Category file:line message"."""
@@ -253,6 +280,15 @@ def test_a_child_shares_no_connection_whatever_the_pool(driver: str, postgres: P
     pools = [f"{name}{options}" for name in SHARING for options in ("", " with options")]
     assert scenario(every_pool, url=postgres.url(driver), guarded=False) == pools
     assert scenario(every_pool, url=postgres.url(driver), guarded=True) == []
+
+
+@pytest.mark.parametrize("size", [0, 1, 3])
+def test_a_childs_pool_opens_what_it_needs_and_no_more_than_it_may(
+    size: int, postgres: PostgreSQL, scenario: Scenario
+) -> None:
+    most = size + 1 if size else 4
+    told = scenario(capacity, url=postgres.url(), size=size)
+    assert told == {"child": [1, most, most], "parent": most, "grandchild": [1, most, most]}
 
 
 def test_grandchildren_leave_their_parents_and_grandparents_connections_alone(

@@ -187,6 +187,28 @@ def test_one_is_sent_where_none_was_for_a_while(pymysql: Engine, sent: Sent, mon
     assert sent(lambda: pymysql.raw_connection().close()) == 1
 
 
+@pytest.mark.parametrize("seconds", [0.8, 1.2])  # of `ping_after`, between the last word and the next checkout
+def test_to_take_a_connection_and_give_it_back_without_a_word_is_not_to_use_it(
+    pymysql: Engine, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A firewall that has forgotten it meanwhile is noticed at the checkout."""
+    pool_guard = guard(pymysql, skip_idle_rollback=True)
+    used(pymysql)
+    began = time.monotonic()
+
+    def at(share: float) -> None:
+        now = began + share * pool_guard.config.ping_after
+        for module in ("rollbacks", "checkout", "pool"):
+            monkeypatch.setattr(f"wsgi_dbguard.{module}.monotonic", lambda: now)
+
+    at(0.6)
+    pymysql.raw_connection().close()
+    at(seconds)
+    for _ in range(2):
+        pymysql.raw_connection().close()
+    assert pool_guard.stats()["pings"] == (seconds > 1)
+
+
 def test_one_is_sent_on_a_connection_that_the_driver_has_opened_anew(pymysql: Engine, sent: Sent) -> None:
     guard(pymysql, skip_idle_rollback=True)
     used(pymysql)
@@ -250,6 +272,15 @@ def test_where_a_count_does_not_grow_it_is_not_believed(
     used(pymysql)
     assert sent(lambda: pymysql.raw_connection().close()) == 1
     assert [each.name for each in caplog.records] == ["wsgi_dbguard.rollbacks"]
+
+
+@pytest.mark.usefixtures("complaints")
+def test_where_sqlalchemy_sends_none_in_autocommit_there_is_nothing_to_tell(
+    mariadb: MariaDB, make_engine: MakeEngine, sent: Sent
+) -> None:
+    engine = make_engine(mariadb.url(), isolation_level="AUTOCOMMIT", skip_autocommit_rollback=True)
+    guard(engine, skip_idle_rollback=True)
+    assert sent(lambda: raw(used(engine), "select 1")) == 0
 
 
 @pytest.mark.usefixtures("complaints")

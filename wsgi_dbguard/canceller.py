@@ -13,6 +13,7 @@ Example::
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
@@ -74,6 +75,7 @@ class _Canceller:
         self.mutex = original("_thread", "RLock")()
         self.jobs: deque[Job] = deque()
         self.threads = 0
+        self.leaving = 0  # threads that have nothing to do any more, and are not gone yet
         self.taken = 0.0  # when the last job was
 
     def add(self, job: Job) -> None:
@@ -92,11 +94,14 @@ class _Canceller:
                 job.run()
         finally:
             _leave_gevent()
+            with self.mutex:
+                self.leaving -= 1
 
     def take(self) -> Job | None:
         with self.mutex:
             if not self.jobs:
                 self.threads -= 1
+                self.leaving += 1
                 return None
             self.taken = time.monotonic()
             return self.jobs.popleft()
@@ -109,6 +114,14 @@ def _leave_gevent() -> None:
         gevent.get_hub().destroy(destroy_loop=True)
 
 
+def _let_leave() -> None:
+    """At the end of the process: an event loop that is destroyed meanwhile corrupts the heap (SIGABRT)."""
+    until = time.monotonic() + _LAST_WORDS
+    while _canceller.leaving > 0 and time.monotonic() < until:
+        original("time", "sleep")(0.001)
+
+
+atexit.register(_let_leave)
 _canceller = _Canceller()
 _aborted: list[Job] = []
 _aborted_at = float("-inf")

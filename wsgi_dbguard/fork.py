@@ -9,8 +9,8 @@ multiprocessing, Celery), through the uWSGI hook, and as the last net from the c
 2. the DBAPI object is kept for ever, so that no destructor runs, and its pool entry is emptied;
 3. the SQLAlchemy `Connection` objects on it are invalidated: a Session that was in a transaction says so
    (PendingRollbackError) until it is rolled back, then works, by SQLAlchemy's own rules; raw connections are closed;
-4. every engine gets a fresh pool (``dispose(close=False)``), but for a `QueuePool` that nothing was checked out of: its
-   emptied entries connect anew when they are taken.
+4. every engine gets a fresh pool (``dispose(close=False)``), but for a `QueuePool` that nothing was checked out of: it
+   has no entry then, or an emptied one, which connects anew when it is taken.
 
 What the parent's other threads keep in thread-local storage is let go of in the child before any handler runs there:
 a ``raw_connection()`` would be rolled back on the parent's wire. So the thread that forks holds these meanwhile.
@@ -113,7 +113,8 @@ def _cut_off() -> None:
     pid = child
     process.claim()
     for engine in engines:
-        if not _in_memory(engine) and not (id(engine.pool) in unlocked and _is_as_new(engine.pool)):
+        if not _in_memory(engine) and not (id(engine.pool) in unlocked and _is_fresh(engine.pool)):
+            _attempt(_first_again, engine.pool)
             _attempt(engine.dispose, close=False)
     # Told with the first event of a pool: a child that needs no connection is not to write anything.
     tally.counts["severed", ""] += len(inherited)
@@ -206,17 +207,41 @@ def _free_locks(pool: object, depth: int = 2) -> None:
             _free_locks(value, depth - 1)
 
 
-def _is_as_new(pool: Pool) -> bool:
-    """Whether its entries lie there all together, and all empty: then a fresh pool would be no better.
+def _first_again(pool: Pool) -> None:
+    """Where another thread was opening the engine's first connection: have the child's first one be taken for it.
+
+    There the dialect learns of its server, by a listener that SQLAlchemy calls once, and has called (private names).
+    """
+    listeners: Any = pool.dispatch.connect
+    mutex = getattr(listeners, "_exec_once_mutex", None)  # held while it is called
+    if mutex is None or not getattr(mutex, "locked", bool)():
+        return
+    for each in listeners:
+        closure = getattr(each, "__closure__", None) or ()
+        cells = dict(zip(each.__code__.co_freevars, closure, strict=True)) if closure else {}
+        if {"fn", "once"} <= cells.keys():
+            listener, left = cells["fn"].cell_contents, cells["once"].cell_contents
+            if left == [] and listener.__module__.startswith("sqlalchemy."):
+                left.append(listener)
+
+
+def _is_fresh(pool: Pool) -> bool:
+    """Whether it is as good as a new one now: where its entries lie there all together, and all empty.
 
     Not so where a thread of the parent has one, or is opening one: its place would be lost. By SQLAlchemy's private
-    names, as its own `QueuePool.checkedout` takes a lock.
+    names.
     """
     if type(pool) is not QueuePool:
         return False
     queue: Any = pool._pool
-    together = len(queue.queue) == queue.maxsize + pool._overflow
-    return together and all(entry.dbapi_connection is None for entry in queue.queue)
+    entries = queue.queue
+    with queue.mutex:  # in the last net there may be other threads
+        if len(entries) != queue.maxsize + pool._overflow or any(each.dbapi_connection is not None for each in entries):
+            return False
+        if len(entries) > 1:  # each in its turn would connect, though nobody wants more than one at a time
+            pool._overflow = -queue.maxsize
+            entries.clear()
+    return True
 
 
 def _link(proxied: PoolProxiedConnection) -> Link | None:

@@ -54,6 +54,11 @@ _INFINITE = float("inf")
 _ONLY_ANSWERS = frozenset({"mysql", "mariadb"})
 
 
+def _heard(link: Link) -> float:
+    """Since when the server may have been silent on it: to take it and give it back without a word is not to use it."""
+    return link.used if link.quiet is None or not link.quiet.lasts() else min(link.used, link.quiet.since)
+
+
 class PoolGuard:
     """Keeps the pooled connections of one engine alive. Made by `guard`, one for each pool."""
 
@@ -264,7 +269,7 @@ class PoolGuard:
             raise self.replace(cause, link)
         if events and link.fd is not None and self.dialect.name in _ONLY_ANSWERS:
             raise self.replace("unread", link)
-        if events or now - link.used > self.config.ping_after or self.config.ping_after == 0:
+        if events or now - _heard(link) > self.config.ping_after or self.config.ping_after == 0:
             with self.lock:
                 self._counts["pings"] += 1
             if not liveness.ping(self.dialect, connection, link, self.config.ping_timeout):

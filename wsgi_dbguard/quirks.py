@@ -5,10 +5,11 @@ its way, and the next query takes it for its own. SQLAlchemy throws such a conne
 under ``raw_connection()`` it sees none, and the connection goes back to the pool. PyMySQL closes the connection on any
 `BaseException`, psycopg knows that a query is running, drivers in C are not interrupted: so is pg8000 mended here.
 
-mysql-connector, in Python: the same; and what follows the first result of a CALL stays unread, so that the next
-command, COMMIT too, takes it for its answer. What has arrived by the next checkout is found there; what has not is not.
-Other drivers read it when the cursor is closed: here it is read before the next command. An error in it (the procedure
-failed after its first result) is logged, as SQLAlchemy does with what the others raise at the cursor's end.
+mysql-connector, in Python: the same, and when its own ``read_timeout`` is over, which it says closes the connection.
+And what follows the first result of a CALL stays unread, so that the next command, COMMIT too, takes it for its
+answer. What has arrived by the next checkout is found there; what has not is not. Other drivers read it when the
+cursor is closed: here it is read before the next command. An error in it (the procedure failed after its first result)
+is logged, as SQLAlchemy does with what the others raise at the cursor's end.
 
 mariadb: a connection that ends in the middle of an unbuffered result looks like the end of the result (1.1.14 does not
 ask mysql_errno after mysql_fetch_row): fewer rows and no error. Buffered results, and all other drivers, say so.
@@ -39,21 +40,20 @@ _CONVERSATIONS: dict[str, tuple[str, ...]] = {
     "mysql": ("_send_cmd", "_handle_result", "get_rows"),
 }
 _LOST = 2013  # CR_SERVER_LOST
-_CLIENT_ERRORS = (None, -1, *range(2000, 3000))  # what a driver found; the others are what the server said
 
 
 def mend(connection: Any, fd: int | None) -> None:
-    """Have an interrupt in the middle of a conversation end the connection on descriptor `fd`."""
+    """Have an interrupt in the middle of a conversation end the connection; None as `fd`: its socket is not known."""
     if fd is None:
         return
     for name in _CONVERSATIONS.get(type(connection).__module__.partition(".")[0], ()):
         method = getattr(type(connection), name, None)
         if method is not None and name not in vars(connection):
             if name == "_send_cmd":
-                method = _after_the_rest(method, fd)
+                method = _after_the_rest(method)
             elif name in ("_handle_result", "get_rows"):
                 method = _last_if_it_fails(method)
-            setattr(connection, name, _ended_by_interrupt(weakref.ref(connection), method, fd))
+            setattr(connection, name, _ended_by_interrupt(weakref.ref(connection), method))
 
 
 def mend_streams(connection: Any) -> None:
@@ -103,22 +103,26 @@ def _whole(base: Any) -> Any:
     return Cursor
 
 
-def _ended_by_interrupt(connection: Callable[[], Any], method: Callable[..., Any], fd: int) -> Callable[..., Any]:
+def _ended_by_interrupt(connection: Callable[[], Any], method: Callable[..., Any]) -> Callable[..., Any]:
     # The connection is referred to weakly, since this becomes one of its attributes.
     @functools.wraps(method)
     def conversation(*args: Any, **keywords: Any) -> Any:
         try:
             return method(connection(), *args, **keywords)
-        except Exception:
-            raise
-        except BaseException:
-            sockets.cut(fd)
+        except BaseException as error:
+            if not isinstance(error, Exception) or isinstance(error.__cause__, TimeoutError):
+                _cut(connection())
             raise
 
     return conversation
 
 
-def _after_the_rest(send: Callable[..., Any], fd: int) -> Callable[..., Any]:
+def _cut(connection: Any) -> None:
+    # Asked now: its first descriptor may be another connection's, where the driver has connected anew.
+    sockets.cut(sockets.fileno(connection))
+
+
+def _after_the_rest(send: Callable[..., Any]) -> Callable[..., Any]:
     """For mysql-connector: `send` a command once all that the server still answers to the last one was read."""
 
     @functools.wraps(send)
@@ -131,8 +135,8 @@ def _after_the_rest(send: Callable[..., Any], fd: int) -> Callable[..., Any]:
                 if connection.unread_result:
                     connection.get_rows(raw=True)
             except Exception as error:
-                if getattr(error, "errno", None) in _CLIENT_ERRORS:  # none of the server's: who knows what comes next
-                    sockets.cut(fd)
+                if not getattr(error, "sqlstate", None):  # none of the server's: who knows what comes next
+                    _cut(connection)
                     raise
                 logger.exception("what followed a result that was read is an error")
         return send(connection, *args, **keywords)

@@ -12,7 +12,8 @@ and a flag that is off. Nor does it know of a SET TRANSACTION that waits for its
 ping, there is a ROLLBACK as ever; where connections are in autocommit SQLAlchemy has ``skip_autocommit_rollback``.
 
 A connection on which nothing is ever sent is forgotten by firewalls: after `ping_after` seconds a ROLLBACK is sent all
-the same.
+the same. And one that was taken and given back without a word has not been used: the next checkout goes by the time
+since something was sent on it.
 """
 
 from __future__ import annotations
@@ -53,6 +54,10 @@ class Quiet:
         self.written: int | None = None
         self.since = 0.0
 
+    def lasts(self) -> bool:
+        """Whether nothing was written since."""
+        return self.written is not None and self.written == self.count()
+
 
 def _uncounted() -> None:
     return None
@@ -81,6 +86,8 @@ def skip_idle(engine: Engine) -> None:
             do_rollback(connection)
         elif _is_needless(link):
             transactions.on_rollback(connection)  # where it is not told by `do_rollback`, or has been already
+            if link.quiet is not None and link.quiet.since < link.used:  # it was taken, and nothing was sent on it
+                link.changed = link.changed or set()  # so that the next checkout has a closer look
         else:
             _end(link, do_rollback, connection)
 
@@ -100,11 +107,11 @@ def _link(connection: PoolProxiedConnection) -> Link | None:
 
 def _is_needless(link: Link) -> bool:
     quiet = link.quiet
-    if quiet is None or quiet.written is None or link.fd is None or link.guard is None:
+    if quiet is None or link.fd is None or link.guard is None:
         return False
     return (
         monotonic() - quiet.since < link.guard.config.ping_after
-        and quiet.written == quiet.count()
+        and quiet.lasts()
         # Of this socket, and not of one in its place, to which the driver has connected anew.
         and sockets.identity(link.fd) == link.identity
         and not link.look()  # nothing has come either: an answer that nobody has read, or the server's farewell
@@ -122,7 +129,9 @@ def _end(link: Link, send: Callable[[Any], None], connection: PoolProxiedConnect
     after = quiet.count()
     if before is not None and after is not None and after > before:
         quiet.written, quiet.since = after, monotonic()
-    elif link.fd is None or sockets.identity(link.fd) == link.identity:
+    # No count, or zero after all that has been said to open a connection. One that has not grown: nothing was sent, by
+    # SQLAlchemy's own `skip_autocommit_rollback` or on a connection that was cut.
+    elif not after and (link.fd is None or sockets.identity(link.fd) == link.identity):
         _tell(link)
 
 

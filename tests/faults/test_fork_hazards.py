@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import sqlalchemy.pool
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.pool import QueuePool
 
@@ -186,6 +187,38 @@ def place_of_another_thread(forks: Forks, url: str, opening: bool) -> Any:
     return child
 
 
+def first_connection_elsewhere(forks: Forks, url: str, pool: str) -> Any:
+    """Another thread is opening the engine's first connection, and the dialect is asking the server what it is."""
+    forks.guard()
+    engine = create_engine(url, poolclass=getattr(sqlalchemy.pool, pool))
+    parent, asking, forked = os.getpid(), threading.Event(), threading.Event()
+    once: list[int] = []
+    initialize = engine.dialect.initialize
+
+    def ask(connection: Any) -> None:
+        if os.getpid() == parent:
+            asking.set()
+            forked.wait()
+        initialize(connection)
+
+    engine.dialect.initialize = ask  # type: ignore[method-assign]
+    event.listen(engine, "connect", lambda *_: once.append(os.getpid()), once=True, insert=True)
+    thread = threading.Thread(target=lambda: engine.connect().close())
+    thread.start()
+    assert asking.wait(20)
+
+    def live() -> list[Any]:
+        for _ in range(2):
+            with engine.connect().execution_options(isolation_level="SERIALIZABLE") as connection:
+                connection.execute(BACKEND)
+        return [engine.dialect.server_version_info is not None, len(once)]
+
+    child = forks.child(live, leave="os._exit")
+    forked.set()
+    thread.join(20)
+    return {"child": child, "parent": live()}
+
+
 def pool_of_a_users_own(forks: Forks, url: str) -> dict[str, Any]:
     """Its class has an `__eq__`, so it has no hash."""
     forks.guard()
@@ -262,6 +295,15 @@ def test_a_place_that_another_thread_had_is_free_in_the_child(
     opening: bool, postgres: PostgreSQL, scenario: Scenario
 ) -> None:
     assert scenario(place_of_another_thread, url=postgres.url(), opening=opening) is None
+
+
+@pytest.mark.parametrize("pool", ["QueuePool", "NullPool"])
+def test_a_child_knows_its_server_though_another_thread_was_asking_at_the_fork(
+    pool: str, postgres: PostgreSQL, scenario: Scenario
+) -> None:
+    """SQLAlchemy asks once, when the first connection is opened; the child has no such thread that would finish."""
+    told = scenario(first_connection_elsewhere, url=postgres.url(), pool=pool)
+    assert told == {"child": [True, 1], "parent": [True, 1]}
 
 
 def test_a_descriptor_number_that_was_given_to_another_file_is_left_alone(

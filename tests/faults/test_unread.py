@@ -57,11 +57,13 @@ def connector(mariadb: MariaDB, make_engine: MakeEngine) -> Iterator[Engine]:
     mariadb.query(
         "create or replace procedure fails() begin select 'theirs'; select 'more'; signal sqlstate '45000'; end"
     )
+    mariadb.query("create or replace procedure waits() begin select 'theirs'; do sleep(0.3); end")
     with FaultProxy(mariadb.host, mariadb.port) as proxy:
         proxy.delay(0.01)
         yield make_engine(mariadb.url_through(proxy.host, proxy.port, "mysql-connector"))
     mariadb.query("drop procedure leaves")
     mariadb.query("drop procedure fails")
+    mariadb.query("drop procedure waits")
 
 
 @pytest.mark.parametrize("procedure", ["leaves", "fails"])
@@ -103,3 +105,52 @@ def test_a_connection_that_is_lost_while_the_rest_is_read_is_lost(connector: Eng
     with connector.connect() as connection:
         assert connection.scalar(MINE) == "mine"
     assert pool_guard.stats()["invalidations"] == 1
+
+
+@pytest.mark.parametrize("statement", ["call waits()", "do sleep(0.3)"])
+def test_a_connection_on_which_an_answer_came_too_late_is_lost(connector: Engine, statement: str) -> None:
+    """The driver says that itself, "the current connection has been closed", and leaves it open."""
+    pool_guard = guard(connector)
+    driver = connector.dialect.loaded_dbapi
+    connection = connector.raw_connection()
+    connection.dbapi_connection._read_timeout = 0.2  # type: ignore[union-attr]  # as an argument it takes whole seconds
+    with pytest.raises(driver.errors.ReadTimeoutError):  # noqa: PT012
+        cursor = connection.cursor()
+        cursor.execute(statement)
+        assert cursor.fetchall() == [("theirs",)]
+        connection.commit()
+    with pytest.raises(driver.OperationalError):
+        connection.cursor().execute("select 'mine'")
+    connection.close()
+    with connector.connect() as mine:
+        assert mine.scalar(MINE) == "mine"
+    assert (pool_guard.stats()["connects"], pool_guard.stats()["replaced"]) == (2, {})
+
+
+def test_an_interrupt_ends_the_connection_that_there_is(connector: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver has connected anew; the descriptor that it had before belongs to somebody else by now."""
+    guard(connector)
+    first, second = connector.raw_connection(), connector.raw_connection()
+    driver: Any = first.dbapi_connection
+    fd = driver._socket.sock.fileno()
+    driver.close()
+    os.dup2(second.dbapi_connection._socket.sock.fileno(), fd)  # type: ignore[union-attr]
+    try:
+        driver.connect()
+
+        def interrupt(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(driver._socket, "recv", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            first.cursor().execute("select 'theirs'")
+        monkeypatch.undo()
+        with pytest.raises(connector.dialect.loaded_dbapi.OperationalError):
+            first.cursor().execute("select 'theirs'")
+        cursor = second.cursor()
+        cursor.execute("select 'mine'")
+        assert cursor.fetchall() == [("mine",)]
+    finally:
+        os.close(fd)
+        first.invalidate()
+        second.close()
