@@ -169,6 +169,21 @@ def capacity(forks: Forks, url: str, size: int) -> dict[str, Any]:
     return {"child": forks.child(live), "parent": at_once(), "grandchild": forks.child(lambda: forks.child(live))}
 
 
+def pid_of_the_parent(forks: Forks, urls: list[str]) -> dict[str, Any]:
+    """A child in a PID namespace of its own may have its parent's pid, and a grandchild too."""
+    forks.guard()
+    pid = os.getpid()
+    os.getpid = lambda: pid  # what the kernel tells there
+    held = forks.hold(*map(create_engine, urls))
+
+    def live() -> dict[str, Any]:
+        before = held.in_child()
+        own = forks.hold(*held.engines)
+        return {"child": before, "grandchild": forks.child(own.in_child), "child, later": own.in_parent()}
+
+    return {**forks.child(live), "parent": held.in_parent()}
+
+
 @contextmanager
 def told() -> Iterator[list[str]]:
     """What the package logs and warns of, as "LEVEL message" and "Category file:line message"."""
@@ -296,6 +311,11 @@ def test_grandchildren_leave_their_parents_and_grandparents_connections_alone(
 ) -> None:
     told = scenario(two_generations, urls=urls)
     assert told == {"child": [], "grandchild": [], "child, later": [], "parent": []}
+
+
+def test_nor_does_the_same_pid_make_them_the_same_process(urls: list[str], scenario: Scenario) -> None:
+    found = scenario(pid_of_the_parent, urls=urls)
+    assert found == {"child": [], "grandchild": [], "child, later": [], "parent": []}
 
 
 def test_after_fork_again_or_without_a_fork_does_nothing(urls: list[str], scenario: Scenario) -> None:

@@ -112,6 +112,8 @@ def _cut_off() -> None:
     # From here on a checkout is safe: by another thread, or by a user's listener in the next lines.
     pid = child
     process.claim()
+    for link in list(registry.links):
+        link.claimed = True
     for engine in engines:
         if not _in_memory(engine) and not (id(engine.pool) in unlocked and _is_fresh(engine.pool)):
             _attempt(_first_again, engine.pool)
@@ -127,7 +129,8 @@ def _cut_off() -> None:
 
 
 def _is_inherited(link: Link | None, child: int) -> bool:
-    return link is not None and link.pid != child and not link.in_memory
+    # The pid alone would not do: in a PID namespace of its own a child may have that of its parent.
+    return link is not None and (link.claimed or link.pid != child) and not link.in_memory
 
 
 def _sever(links: Iterable[Link]) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy import exc
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from . import quirks, sockets, stacks
+from .process import here
 
 if TYPE_CHECKING:
     from .config import GuardConfig
@@ -77,6 +78,7 @@ class Link:
         "baseline",
         "born",
         "changed",
+        "claimed",
         "connection",
         "doomed",
         "entry",
@@ -118,6 +120,7 @@ class Link:
         self.opening: Deadline | None = None  # while it is being opened
         self.born = time.monotonic()
         self.pid = os.getpid()  # of the process that opened it
+        self.claimed = bool(here[0])  # not by a child that is still to be cut off from its parent
         self.fd = sockets.fileno(connection)
         self.identity = None if self.fd is None else sockets.identity(self.fd)
         if self.fd is not None:
