@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -125,6 +127,31 @@ def test_abort_is_bounded_and_does_not_raise(engine: Engine, monkeypatch: pytest
     monkeypatch.setattr(canceller, "_aborted_at", float("-inf"))
     with engine.connect():
         canceller.abort()
+
+
+ENDS = """
+import sys, threading, time, types
+from wsgi_dbguard import canceller
+
+class Hub:
+    def destroy(self, destroy_loop):
+        ending.wait(60)
+        print("destroyed", flush=True)
+
+canceller._LAST_WORDS = 120
+ending = threading.Event()
+sys.modules["gevent"] = types.SimpleNamespace(get_hub=Hub)
+threading._register_atexit(ending.set)
+job = canceller.Job(lambda: None)
+canceller._canceller.add(job)
+assert job.wait(time.monotonic() + 60)
+"""
+
+
+def test_the_process_ends_after_the_event_loop_of_the_thread() -> None:
+    """With gevent it would be destroyed while the process is taken down, which corrupts the heap now and then."""
+    ended = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=PATIENCE)
+    assert (ended.returncode, ended.stdout) == (0, "destroyed\n"), ended.stderr
 
 
 def test_a_forked_child_has_a_thread_of_its_own() -> None:

@@ -116,8 +116,8 @@ def _leave_gevent() -> None:
 
 def _let_leave() -> None:
     """At the end of the process: an event loop that is destroyed meanwhile corrupts the heap (SIGABRT)."""
-    until = time.monotonic() + _LAST_WORDS
-    while _canceller.leaving > 0 and time.monotonic() < until:
+    until = time.monotonic() + _LAST_WORDS / 2  # beside what `abort` may have taken already
+    while (_canceller.threads or _canceller.leaving) and time.monotonic() < until:
         original("time", "sleep")(0.001)
 
 
