@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 pid = os.getpid()  # of the process that everything in this package belongs to
 _turns: dict[int, Any] = {}  # by pid: a lock that some thread of another process may hold is never asked for
-_graveyard: list[object] = []  # the parent's DBAPI connections
+_graveyard: list[object] = []  # the parent's DBAPI connections, and what its pools had them in
 # Kept for ever: the interpreter's exit collects what modules refer to, so that is not enough.
 with contextlib.suppress(AttributeError):  # only CPython counts references
     _ctypes.Py_INCREF(_graveyard)
@@ -243,7 +243,9 @@ def _is_fresh(pool: Pool) -> bool:
             return False
         if len(entries) > 1:  # each in its turn would connect, though nobody wants more than one at a time
             pool._overflow = -queue.maxsize
-            entries.clear()
+            # Optimization: kept, since to free each of them copies the page that it is on.
+            _graveyard.append(entries)
+            queue.queue = type(entries)()
     return True
 
 
