@@ -115,7 +115,7 @@ def _cut_off() -> None:
     for link in list(registry.links):
         link.claimed = True
     for engine in engines:
-        if not _in_memory(engine) and not (id(engine.pool) in unlocked and _is_fresh(engine.pool)):
+        if not _in_memory(engine) and not (id(engine.pool) in unlocked and _renew(engine.pool)):
             _attempt(_first_again, engine.pool)
             _attempt(engine.dispose, close=False)
     # Told with the first event of a pool: a child that needs no connection is not to write anything.
@@ -228,8 +228,8 @@ def _first_again(pool: Pool) -> None:
                 left.append(listener)
 
 
-def _is_fresh(pool: Pool) -> bool:
-    """Whether it is as good as a new one now: where its entries lie there all together, and all empty.
+def _renew(pool: Pool) -> bool:
+    """Make it as good as a new one, where its entries lie there all together, and all empty; whether it is now.
 
     Not so where a thread of the parent has one, or is opening one: its place would be lost. By SQLAlchemy's private
     names.

@@ -217,7 +217,7 @@ class PoolGuard:
                 logger.warning("%s: this driver does not tell its socket; connections are checked by ping only", self)
         else:
             link.look = sockets.watch(link.fd)
-            quirks.mend(link.connection(), link.fd)
+            quirks.mend(link.connection())
         link.flags = flags.reader(link.connection())
         self._variables.expect(link)
         housekeeping.ensure(self)

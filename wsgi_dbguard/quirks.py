@@ -16,7 +16,7 @@ ask mysql_errno after mysql_fetch_row): fewer rows and no error. Buffered result
 
 Example::
 
-    mend(dbapi_connection, fd)      # nothing happens for a driver that needs nothing
+    mend(dbapi_connection)          # nothing happens for a driver that needs nothing
     mend_streams(dbapi_connection)
 """
 
@@ -42,10 +42,8 @@ _CONVERSATIONS: dict[str, tuple[str, ...]] = {
 _LOST = 2013  # CR_SERVER_LOST
 
 
-def mend(connection: Any, fd: int | None) -> None:
-    """Have an interrupt in the middle of a conversation end the connection; None as `fd`: its socket is not known."""
-    if fd is None:
-        return
+def mend(connection: Any) -> None:
+    """Have an interrupt in the middle of a conversation end the connection, whose socket its driver tells."""
     for name in _CONVERSATIONS.get(type(connection).__module__.partition(".")[0], ()):
         method = getattr(type(connection), name, None)
         if method is not None and name not in vars(connection):
