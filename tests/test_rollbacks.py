@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,9 @@ import pytest
 from sqlalchemy import Engine, StaticPool, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
-from werkzeug.test import Client, create_environ
+from werkzeug.test import create_environ
 
-from wsgi_dbguard import DBGuard, GuardConfig, guard, registry, transactions
+from wsgi_dbguard import GuardConfig, guard, registry, transactions
 from wsgi_dbguard.guards import guard_all
 from wsgi_dbguard.lab.drivers import DRIVERS, driver_named
 from wsgi_dbguard.lab.mariadb import MariaDB
@@ -27,7 +27,7 @@ from wsgi_dbguard.link import Link
 from wsgi_dbguard.request import Request, current
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    pass
 
 MakeEngine = Callable[..., Engine]
 Sent = Callable[[Callable[[], object]], int]
@@ -347,55 +347,3 @@ def test_whoever_came_first_a_rollback_is_seen_by_the_request(pymysql: Engine, f
         assert request.committing is None
     finally:
         current.reset(token)
-
-
-class Site:
-    """An application whose requests leave a Session in a transaction, after some statements; others may be served."""
-
-    def __init__(self, engine: Engine, server: MariaDB, table: str) -> None:
-        self.engine, self.server, self.table = engine, server, table
-        self.sessions: list[Session] = []
-        self.kill = False
-
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        session = Session(self.engine)
-        self.sessions.append(session)
-        rows = session.scalar(text(f"select count(*) from {self.table}"))
-        session.execute(text(f"select * from {self.table} where a = 1 for update"))
-        if self.kill:
-            self.kill = False
-            self.server.terminate(*self.server.backends())
-        session.execute(text("savepoint s"))
-        if environ["REQUEST_METHOD"] == "POST":
-            session.execute(text(f"insert into {self.table} values ({10 + len(self.sessions)})"))
-            session.commit()
-            session.execute(text("set transaction read only"))  # the next one
-        start_response("200 OK", [("Content-Type", "text/plain")])
-        return [str(rows).encode()]
-
-
-def test_a_request_does_not_meet_what_one_before_it_has_left(engine: Engine, mariadb: MariaDB, table: str) -> None:
-    site = Site(engine, mariadb, table)
-    app: WSGIApplication = DBGuard(site, engine, skip_idle_rollback=True)
-    client = Client(app)
-    for rows in range(1, 4):
-        response = client.get("/", buffered=True)
-        assert response.data == str(rows).encode()
-        # Nothing is locked, and this comes after its snapshot.
-        mariadb.query(f"insert into {table} values ({100 + rows})")
-        mariadb.query(f"select * from {table} for update nowait")
-    assert client.post("/", buffered=True).data == b"4"
-    assert client.post("/", buffered=True).data == b"5"  # not in the transaction that was to be read only
-    assert len(mariadb.query(f"select * from {table}")) == 6
-
-
-def test_a_request_that_runs_again_begins_anew(engine: Engine, mariadb: MariaDB, table: str) -> None:
-    site = Site(engine, mariadb, table)
-    client = Client(DBGuard(site, engine, skip_idle_rollback=True))
-    assert client.get("/", buffered=True).data == b"1"
-    site.kill = True
-    assert client.get("/", buffered=True).status_code == 200
-    assert len(site.sessions) == 3
-    mariadb.query(f"select * from {table} for update nowait")
-    assert client.post("/", buffered=True).data == b"1"
-    assert len(mariadb.query(f"select * from {table}")) == 2
