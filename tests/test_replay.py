@@ -286,13 +286,10 @@ def test_an_outage_does_not_double_the_load(engine: Engine) -> None:
 
 def test_the_budget_is_a_tenth_of_the_requests_after_a_burst() -> None:
     budget = Budget(burst=5.0)
-    assert [budget.spend() for _ in range(7)] == [True] * 5 + [False] * 2
-    for _ in range(101):  # 100 tenths are a little less than 10
-        budget.earn()
-    assert sum(budget.spend() for _ in range(20)) == 5  # never more than a burst at once
-    for _ in range(31):
-        budget.earn()
-    assert sum(budget.spend() for _ in range(20)) == 3
+    assert [budget.spend(0) for _ in range(7)] == [True] * 5 + [False] * 2
+    assert sum(budget.spend(100) for _ in range(20)) == 5  # never more than a burst at once
+    assert sum(budget.spend(131) for _ in range(20)) == 3
+    assert [budget.spend(each) for each in range(132, 142)] == [False] * 8 + [True, False]
 
 
 @pytest.mark.parametrize(

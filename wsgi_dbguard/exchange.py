@@ -14,7 +14,7 @@ import logging
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextvars import Context, copy_context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import answers, events, failover, frameworks, leaks, sessions, tally
 from .answers import Problem
@@ -36,47 +36,36 @@ REQUEST = "wsgi_dbguard.request"
 ATTEMPT = "wsgi_dbguard.attempt"
 REPLAYABLE = "wsgi_dbguard.replayable"
 FILE_WRAPPER = "wsgi.file_wrapper"
-_COMPLETE = frozenset({list, tuple, bytes})
 _MADE: frozenset[type] = frozenset({type(iter([])), type(iter(()))})  # iterators of what is there as a whole
 _AWAY = frozenset({Failure.DISCONNECT, Failure.UNAVAILABLE, Failure.READ_ONLY, Failure.DEADLINE})
 _CONFLICTS = frozenset({Failure.SERIALIZATION, Failure.DEADLOCK})
 _AGAIN = object()  # a verdict: run the application once more
 
 
+class Guard(Protocol):
+    """What is the same for all requests of a `DBGuard`, which is one."""
+
+    app: WSGIApplication
+    config: GuardConfig
+    observes: bool  # whether `leaks.observe` has anything to do
+    budget: Budget
+    render: WSGIApplication | None
+    requests: int  # that have come so far
+
+
 class Exchange:
     """One attempt after the other, for one request. `run` gives the server its iterable."""
 
-    __slots__ = (
-        "_app",
-        "_budget",
-        "_config",
-        "_headers",
-        "_input",
-        "_render",
-        "_sent",
-        "_start",
-        "_status",
-        "_write",
-        "request",
-    )
+    # Optimization: between two requests a busy machine's caches are filled with other things, and each function, class
+    # and module that a request meets is read from memory again. So these are few. See tests/benchmarks/cold.py.
 
-    def __init__(
-        self,
-        app: WSGIApplication,
-        start_response: StartResponse,
-        config: GuardConfig,
-        budget: Budget,
-        render: WSGIApplication | None = None,
-    ) -> None:
-        self._app = app
-        self._config = config
-        self._budget = budget
-        self._render = render
+    __slots__ = ("_guard", "_headers", "_input", "_sent", "_start", "_status", "_write", "request")
+
+    def __init__(self, guard: Guard, start_response: StartResponse) -> None:
+        self._guard = guard
         self._start = start_response
         self._input: RecordedInput | None = None
-        self._forget_response()
-
-    def _forget_response(self) -> None:
+        # Of the present attempt:
         self._status: str | None = None
         self._headers: list[tuple[str, str]] = []
         self._write: Callable[[bytes], object] | None = None
@@ -90,16 +79,16 @@ class Exchange:
         # HTTP/2 has bodies that no header tells of.
         if stream is not None and (length or not request.safe or "HTTP_TRANSFER_ENCODING" in environ):
             self._input = environ["wsgi.input"] = RecordedInput(
-                stream, self._config.replay_body, int(length) if length.isdecimal() else None
+                stream, self._guard.config.replay_body, int(length) if length.isdecimal() else None
             )
-        leaks.observe(request, self._config)
-        request.limit = self._config.deadline
+        if self._guard.observes:
+            leaks.observe(request, self._guard.config)
         environ[ATTEMPT] = 1
         pristine, context = dict(environ), copy_context()
         outcome = self._attempt(environ, None)
         if outcome is _AGAIN:
             request.again()
-            self._forget_response()
+            self._status, self._headers = None, []  # nothing is sent
             if self._input is not None:
                 self._input.rewind()
             environ.clear()
@@ -134,13 +123,15 @@ class Exchange:
         first: bytes = END
         token = current.set(request)
         try:
-            for arrive in arrivals:
-                arrive(request, environ)
-            body = self._app(environ, self._start_response)
+            if arrivals:
+                for arrive in arrivals:
+                    arrive(request, environ)
+            body = self._guard.app(environ, self._start_response)
             # Given all there is (uWSGI sends plain bytes too), or a file that the server sends by itself, nothing of
             # the application runs any more.
-            complete = type(body) in _COMPLETE or (wrapper is not None and isinstance(body, wrapper))
-            if not complete:
+            made: type = type(body)
+            complete = made is list or made is tuple or made is bytes
+            if not complete and (wrapper is None or not isinstance(body, wrapper)):
                 iterator = iter(body)
                 while (first := next(iterator, END)) == b"":
                     pass  # PEP 3333: nothing to send yet
@@ -149,7 +140,8 @@ class Exchange:
             if verdict is None:
                 if iterator is None:
                     self._end()
-                request.streams = iterator is not None and self._goes_on(first, iterator)
+                elif not request.safe:
+                    request.streams = self._goes_on(first, iterator)
                 self._send()
         except Exception as error:
             verdict = self._verdict(error, environ, body, iterator)
@@ -168,8 +160,9 @@ class Exchange:
         assert body is not None
         if iterator is None:
             return body
-        kind = SizedBody if hasattr(type(body), "__len__") else Body
-        return kind(self, body, iterator, first, context)
+        # The class alone would tell, but to ask an object is cheaper, and most have no length.
+        sized = getattr(body, "__len__", None) is not None and hasattr(type(body), "__len__")
+        return (SizedBody if sized else Body)(self, body, iterator, first, context)
 
     # Towards the application
 
@@ -182,11 +175,8 @@ class Exchange:
         return self._write_now
 
     def _goes_on(self, first: bytes, iterator: Iterator[bytes]) -> bool:
-        """Whether there may be more of the body than `first`, that the application has yet to make.
-
-        Not looked into where the method is safe.
-        """
-        if self.request.safe or first is END or type(iterator) in _MADE:
+        """Whether there may be more of the body than `first`, that the application has yet to make."""
+        if first is END or type(iterator) in _MADE:
             return False
         if not isinstance(first, bytes) or not self._headers:  # what is wrong with it is the server's to say
             return True
@@ -222,7 +212,7 @@ class Exchange:
     ) -> Any:
         """What to do about an attempt that failed with `error`, or with a response of status 500: a Problem, _AGAIN, or
         None where it is not the database's failure, or is sent already. But for None, `body` is closed then."""
-        request = self.request
+        request, config = self.request, self._guard.config
         if self._sent:
             return None
         failure = self._failure(error)
@@ -236,14 +226,14 @@ class Exchange:
             closed = True
             sessions.release(request, "heal")
             unwritten = sessions.keeps_changes(request)
-            if reason_against(request, self._config.replay) is None and not leaves_writes(request) and not unwritten:
+            if reason_against(request, config.replay) is None and not leaves_writes(request) and not unwritten:
                 logger.warning("%r failed (%s) and runs again", request, failure, exc_info=error)
                 events.note("a request that the database failed runs again")
                 return _AGAIN
         problem = None
         if closed and error is None:  # the application's own response cannot be sent any more
             problem = answers.OUTCOME_UNKNOWN
-        elif self._config.statuses:
+        elif config.statuses:
             problem = self._problem(failure)
         if problem is not None:
             # An outage was told of when it began: not once more by each request that it fails.
@@ -271,7 +261,7 @@ class Exchange:
             return answers.OUTCOME_UNKNOWN
         if failure in _AWAY:
             return answers.UNAVAILABLE
-        if failure is Failure.STALE or (failure in _CONFLICTS and self._config.statuses == "conflicts"):
+        if failure is Failure.STALE or (failure in _CONFLICTS and self._guard.config.statuses == "conflicts"):
             return answers.CONFLICT
         return None
 
@@ -280,14 +270,14 @@ class Exchange:
 
     def _may_run_again(self, environ: WSGIEnvironment) -> bool:
         self.request.replayable |= environ.get(REPLAYABLE) is True
-        reason = reason_against(self.request, self._config.replay)
+        reason = reason_against(self.request, self._guard.config.replay)
         if reason is None and self._input is not None and not self._input.rewindable:
             reason = "its body is larger than replay_body, or was read past wsgi.input"
         if reason is None and "uwsgi.version" in environ and self._input is not None and not self._input.consumed:
             # uWSGI gives a chunked body by a function of its own.
             reason = "its body cannot be given again" if "HTTP_TRANSFER_ENCODING" in environ else None
         # What a replica failed is no more work for the primary than if it had been asked at first.
-        if reason is None and not self.request.moves and not self._budget.spend():
+        if reason is None and not self.request.moves and not self._guard.budget.spend(self._guard.requests):
             reason = "too many requests ran again lately"
         if reason is not None:
             logger.debug("%r does not run again: %s", self.request, reason)
@@ -301,7 +291,7 @@ class Exchange:
             leaving = self._departing(headers, failed=True)
             return self._start(status, leaving) if exc_info is None else self._start(status, leaving, exc_info)
 
-        return answers.answer(problem, environ, start, self._config.retry_after, self._render)
+        return answers.answer(problem, environ, start, self._guard.config.retry_after, self._guard.render)
 
     # The end
 
@@ -354,4 +344,4 @@ class Exchange:
         if request.ended is None:
             request.end()
             if request.sessions or request.links:
-                leaks.settle(request, self._config.leaks)
+                leaks.settle(request, self._guard.config.leaks)

@@ -36,7 +36,9 @@ _told = float("-inf")
 
 
 def observe(request: Request, config: GuardConfig) -> None:
-    """Have `request` note what the settings ask for: where it takes its connections, what it changes on them."""
+    """Have `request` note what the settings ask for, where they are not the defaults: where it takes its connections,
+    what it changes on them, and how long it may be in the database."""
+    request.limit = config.deadline
     request.heals = config.leaks in ("heal", "raise")
     if config.leak_stacks:
         request.trace = stacks.stack
@@ -75,12 +77,18 @@ def settle(request: Request, leaks: str) -> None:
 
 def _links_of(request: Request) -> list[Link]:
     """The connections that it was the last one to take, in that order, but for those that are as they were before."""
+    # Optimization: most requests leave all of them so, and have one or two.
+    for link in request.links:
+        if link.changed or link.taken() is not None:
+            break
+    else:
+        return []
     links = {
         link
         for link in request.links
         if (link.changed or link.taken() is not None) and link.owner is request.owner and link in registry.links
     }
-    return sorted(links, key=lambda link: link.used) if links else []
+    return sorted(links, key=lambda link: link.used)
 
 
 def _is_leaked(link: Link, request: Request) -> bool:
@@ -116,7 +124,7 @@ def holders(pool_guard: PoolGuard) -> list[str]:
     """Who has the connections of this pool now, the longest first: a line for each, or several with `leak_stacks`."""
     links = sorted((link for link in pool_guard.links() if link.in_use), key=lambda link: link.used)
     now = time.monotonic()
-    return [f"{link.owner or 'no request'}, for {now - link.used:.1f} s{_place(link)}" for link in links]
+    return [f"{' '.join(link.owner or ['no request'])}, for {now - link.used:.1f} s{_place(link)}" for link in links]
 
 
 def tell_holders() -> None:

@@ -91,9 +91,11 @@ class DBGuard:
             sessions.watch()
         if self.config.replay != "off" or self.config.statuses:
             frameworks.connect()
-        self._render = render
+        self.render = render
         self.requests = 0  # that it has let in
-        self._budget = Budget()
+        self.budget = Budget()
+        defaults = ("heal", False, None)
+        self.observes = (self.config.leaks, self.config.leak_stacks, self.config.deadline) != defaults
         self._health = self._health_endpoints()
 
     def _health_endpoints(self) -> Health | None:
@@ -125,5 +127,4 @@ class DBGuard:
         if known is not None and known.ended is None:
             return self.app(environ, start_response)
         self.requests += 1
-        self._budget.earn()
-        return Exchange(self.app, start_response, self.config, self._budget, self._render).run(environ)
+        return Exchange(self, start_response).run(environ)

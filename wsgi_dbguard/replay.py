@@ -98,21 +98,20 @@ def _replayable_view(view: Callable[P, R]) -> Callable[P, R]:
 class Budget:
     """Lets through at most `share` of recent requests, and `burst` at once: a token bucket that requests fill.
 
-    Not locked: a token more or less is of no consequence, a lock in each request is.
+    It is filled when it is asked, so that most requests have nothing to do with it. Not locked: a token more or less is
+    of no consequence.
     """
 
     def __init__(self, share: float = 0.1, burst: float = 20.0) -> None:
         self._share = share
         self._burst = burst
         self._tokens = burst
+        self._requests = 0  # that have filled it
 
-    def earn(self) -> None:
-        """A request came."""
-        if self._tokens < self._burst:
-            self._tokens += self._share
-
-    def spend(self) -> bool:
-        """Whether there is a token left for a replay; it is taken."""
+    def spend(self, requests: int) -> bool:
+        """Whether there is a token left for a replay, now that so many requests have come; it is taken."""
+        self._tokens = min(self._burst, self._tokens + self._share * (requests - self._requests))
+        self._requests = requests
         if self._tokens < 1.0:
             return False
         self._tokens -= 1.0

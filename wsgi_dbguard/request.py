@@ -29,19 +29,8 @@ __all__ = ["NOTHING", "SAFE_METHODS", "Extra", "Owner", "Request", "arrivals", "
 NOTHING: Set[Any] = frozenset()  # most requests never write, and a WeakSet takes a while to make
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})  # RFC 9110, 9.2.1; TRACE is no application's
 
-
-class Owner:
-    """Whose a connection is: the little that the pool may keep of a request, for longer than there is one."""
-
-    __slots__ = ("ended", "method", "path")
-
-    def __init__(self, method: str, path: str) -> None:
-        self.method = method
-        self.path = path
-        self.ended = False
-
-    def __str__(self) -> str:
-        return f"{self.method} {self.path}{' (ended)' if self.ended else ''}"
+Owner = list[str]
+"""Whose a connection is, in words: the little that the pool may keep of a request, for longer than there is one."""
 
 
 class Extra(Protocol):
@@ -89,7 +78,7 @@ class Request(_Attempt):
     # application's frames hold, a connection for one, until the garbage collector comes. And it keeps no Connection and
     # no Session: one that the application lets go without closing it has to go home, at once.
 
-    heals = False  # what it leaves on a pooled connection is to be gone for the next one, see `state`
+    heals = True  # what it leaves on a pooled connection is to be gone for the next one, see `state`
     changes = False  # it has changed such a thing in a transaction
     trace: Callable[[], Trace] | None = None  # how to tell where it takes its connections, see `leaks`
     ended: float | None = None  # `time.monotonic()` seconds, as `started`
@@ -105,7 +94,7 @@ class Request(_Attempt):
         self.method: str = environ.get("REQUEST_METHOD", "?")
         self.safe = self.method in SAFE_METHODS
         self.path: str = environ.get("PATH_INFO", "")
-        self.owner = Owner(self.method, self.path)
+        self.owner: Owner = [self.method, self.path]
         self.links: list[Link] = []  # the pooled connections that it took, each one once or more
         self.sessions: list[ref[Session]] = []  # ORM sessions that the present attempt used
         self.begun: list[ref[Connection]] = []  # with which they began a transaction
@@ -221,7 +210,7 @@ class Request(_Attempt):
         """The response was closed, or will never be. Only the first end counts."""
         if self.ended is None:
             self.ended = time.monotonic()
-            self.owner.ended = True
+            self.owner.append("(ended)")
             self.committing = None
             self.unfinished = NOTHING
 

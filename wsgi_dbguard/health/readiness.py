@@ -151,7 +151,7 @@ def _look_at(guard: PoolGuard) -> str:
         return AWAY
     finally:
         current.reset(token)
-        request.owner.ended = True
+        request.end()
 
 
 def _is_dead(link: Link) -> bool:
