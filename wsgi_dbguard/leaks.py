@@ -53,7 +53,12 @@ def settle(request: Request, leaks: str) -> None:
         LeakWarning: with "raise", if anything was left; with "warn" and "heal", where warnings are made errors.
     """
     sessions_left = sessions.release(request, leaks) if request.sessions else ""
-    links = _links_of(request) if leaks != "off" else []
+    links: list[Link] = []
+    if leaks != "off":
+        for link in request.links:
+            if link.changed or link.taken() is not None:  # Optimization: most requests leave none so
+                links = _links_of(request)
+                break
     for link in links:
         if link.changed and state.keeps_a_lock(link) and link.guard is not None:
             link.guard.give_up(link)
@@ -77,12 +82,6 @@ def settle(request: Request, leaks: str) -> None:
 
 def _links_of(request: Request) -> list[Link]:
     """The connections that it was the last one to take, in that order, but for those that are as they were before."""
-    # Optimization: most requests leave all of them so, and have one or two.
-    for link in request.links:
-        if link.changed or link.taken() is not None:
-            break
-    else:
-        return []
     links = {
         link
         for link in request.links

@@ -7,9 +7,9 @@ and in a response body that is produced after the application returned (the midd
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Collection, Iterator, Set
 from contextvars import ContextVar
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet, ref
 
@@ -98,7 +98,7 @@ class Request(_Attempt):
         self.links: list[Link] = []  # the pooled connections that it took, each one once or more
         self.sessions: list[ref[Session]] = []  # ORM sessions that the present attempt used
         self.begun: list[ref[Connection]] = []  # with which they began a transaction
-        self.started = time.monotonic()
+        self.started = monotonic()
         self.thread = threading.get_ident()  # in which the application runs; of the present step
         if outer is not None and outer.ended is None:
             self.outer = outer
@@ -106,7 +106,7 @@ class Request(_Attempt):
     @property
     def seconds(self) -> float:
         """How long the request took, or has taken so far."""
-        return (time.monotonic() if self.ended is None else self.ended) - self.started
+        return (monotonic() if self.ended is None else self.ended) - self.started
 
     def fail(self, error: BaseException) -> None:
         """The application raised `error`. Only the first one counts."""
@@ -209,7 +209,7 @@ class Request(_Attempt):
     def end(self) -> None:
         """The response was closed, or will never be. Only the first end counts."""
         if self.ended is None:
-            self.ended = time.monotonic()
+            self.ended = monotonic()
             self.owner.append("(ended)")
             self.committing = None
             self.unfinished = NOTHING

@@ -24,7 +24,7 @@ from wsgi_dbguard.lab.postgres import PostgreSQL, ServerMissing
 from wsgi_dbguard.lab.proxy import FaultProxy
 from wsgi_dbguard.request import Request, current
 
-__all__ = ["checkout", "place", "run"]
+__all__ = ["POLL", "checkout", "floor", "place", "run"]
 
 POSTGRESQL = ("psycopg2", "psycopg")
 MYSQL = ("pymysql", "mysqlclient")
@@ -92,7 +92,9 @@ def _engines(report: Report, url: str, contenders: tuple[str, ...]) -> Iterator[
         yield engines
 
 
-def _floor(engine: Engine, *, poll: bool) -> Engine:
+def floor(engine: Engine, *, poll: bool) -> Engine:
+    """`engine`, with a listener that does nothing, or polls."""
+
     def connected(connection: Any, entry: Any) -> None:
         fd = sockets.fileno(connection)
         assert fd is not None
@@ -110,8 +112,8 @@ def _checkouts(effort: Effort, report: Report, driver: str, url: str, delay: flo
     names = tuple(name for name in CONTENDERS if name != "ping per request")  # a ping per request needs a request
     with _engines(report, url, names) as engines:
         guard(engines["guard"])
-        engines |= {EMPTY: _floor(make_engine("nothing", url), poll=False)}
-        engines |= {POLL: _floor(make_engine("nothing", url), poll=True)}
+        engines |= {EMPTY: floor(make_engine("nothing", url), poll=False)}
+        engines |= {POLL: floor(make_engine("nothing", url), poll=True)}
         if driver in MYSQL:
             engines[SKIP] = _skipping(url)
         found = measure({name: checkout(engine) for name, engine in engines.items()}, effort)

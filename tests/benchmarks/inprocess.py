@@ -5,7 +5,7 @@ To import this does not import the guard: see unguarded.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -13,7 +13,18 @@ from pools import wrap
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import scoped_session, sessionmaker
 
-__all__ = ["bare", "checkouts", "guarded", "in_session", "on_connection", "serve", "streaming", "wrapped", "writing"]
+__all__ = [
+    "bare",
+    "checkouts",
+    "guarded",
+    "in_session",
+    "iterated",
+    "on_connection",
+    "serve",
+    "streaming",
+    "wrapped",
+    "writing",
+]
 
 _HEADERS = [("Content-Type", "text/plain"), ("Content-Length", "2")]
 _STATEMENT = text("select 1")
@@ -24,6 +35,26 @@ def bare(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
     """No database."""
     start_response("200 OK", _HEADERS)
     return [b"ok"]
+
+
+class _Iterator:
+    """As frameworks give back: an iterable of their own, with a close()."""
+
+    def __init__(self, chunks: list[bytes]) -> None:
+        self._chunks = iter(chunks)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        return next(self._chunks)
+
+    def close(self) -> None: ...
+
+
+def iterated(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    start_response("200 OK", _HEADERS)
+    return _Iterator([b"ok"])
 
 
 def streaming(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:

@@ -35,7 +35,7 @@ from rich.table import Table
 
 from wsgi_dbguard.lab.servers import APPS
 
-PARTS = ("checkouts", "growth", "workers", "served", "idempotent")
+PARTS = ("checkouts", "cold", "growth", "workers", "served", "idempotent")
 VERSIONS = ("sqlalchemy", "psycopg2-binary", "psycopg", "psycopg-pool", "dbutils", "pymysql", "gunicorn", "pyuwsgi")
 
 
