@@ -40,7 +40,7 @@ class Effort:
     servers: tuple[str, ...] = ("gunicorn sync", "gunicorn gthread", "gunicorn gevent", "uWSGI")
     served_delays: tuple[float, ...] = (0.0, 0.001)
     served: tuple[str, ...] | None = None
-    load_rounds: int = 5
+    load_rounds: int = 9
     load_seconds: int = 2
     engines: tuple[int, ...] = (1, 10, 100)
     starts: int = 5

@@ -1,7 +1,7 @@
 """What the guard costs, beside everything else that keeps connections alive, on this machine::
 
-    .ci/venv python tests/benchmarks/run.py             # some twenty minutes
-    .ci/venv python tests/benchmarks/run.py --quick     # two
+    .ci/venv python tests/benchmarks/run.py             # half an hour
+    .ci/venv python tests/benchmarks/run.py --quick     # three minutes
     .ci/venv python tests/benchmarks/run.py --only checkouts --only growth --json figures.json
 
 All contenders run in one process and in turns (how time is taken: measuring.py); under servers, each has a server of
@@ -41,7 +41,7 @@ VERSIONS = ("sqlalchemy", "psycopg2-binary", "psycopg", "psycopg-pool", "dbutils
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, delays, servers: two minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, delays, servers: three minutes")
     parser.add_argument("--smoke", action="store_true", help="as little as possible: whether it runs at all")
     parser.add_argument("--only", action="append", choices=PARTS, help="this part; may be repeated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")

@@ -2,10 +2,13 @@
 
 Two workers with four threads each (gevent: two workers; sync: four), eight clients with kept connections. Under gthread
 it is one worker with eight threads: how clients are shared out between workers is chance, no two loads have it in
-common, and two servers that are the same differed by a fifth for it. Server, database and load share this machine: the
-ratios say what a contender costs, the figures themselves say little; CPU time of the server's processes for each
-request is the steadiest of them. With a delay the proxy works here as
-well, about as much as a worker does, so that two cores are as busy as without one. psycopg, because every contender and
+common, and two servers that are the same differed by a fifth for it. And it is a new one in each round: by where things
+lie in memory, two processes that do the same differ by a twentieth for as long as they live, more than the goals ask to
+be told apart.
+
+Server, database and load share this machine: the ratios say what a contender costs, the figures themselves say little;
+CPU time of the server's processes for each request is the steadiest of them. With a delay the proxy works here as well,
+about as much as a worker does, so that two cores are as busy as without one. psycopg, because every contender and
 gevent work with it.
 """
 
@@ -16,8 +19,9 @@ import random
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from checkouts import place
@@ -34,9 +38,10 @@ __all__ = ["run"]
 
 DRIVER = "psycopg"
 CLIENTS = 8
+GTHREAD = "gunicorn gthread"  # of which the goals speak
 GUNICORN = {
     "gunicorn sync": ("--worker-class=sync", "--workers=4"),
-    "gunicorn gthread": ("--worker-class=gthread", "--workers=1", "--threads=8"),
+    GTHREAD: ("--worker-class=gthread", "--workers=1", "--threads=8"),
     "gunicorn gevent": ("--worker-class=gevent", "--workers=2"),
 }
 UWSGI = ("--master", "--lazy-apps", "--processes=2", "--threads=4", "--disable-logging")
@@ -65,8 +70,11 @@ def run(effort: Effort, report: Report) -> None:
             address = (proxy.host, proxy.port) if delay else (database.host, database.port)
             url = database.url_through(*address, DRIVER)
             for kind in effort.servers:
-                with _served(kind, effort.served or CONTENDERS, url, Path(directory)) as servers:
-                    _load(effort, report, wrk, kind, delay, servers)
+                contenders = effort.served or CONTENDERS
+                start = partial(_served, kind, contenders, url, Path(directory))
+                samples: dict[str, Samples] = {what: {name: [] for name in contenders} for what in WHATS}
+                _load(effort, wrk, kind, start, samples)
+                _tell(report, kind, delay, samples)
 
 
 @contextmanager
@@ -92,22 +100,30 @@ def _server(kind: str, contender: str, url: str, directory: Path) -> Server:
     )
 
 
-def _load(effort: Effort, report: Report, wrk: Path, kind: str, delay: float, servers: dict[str, Server]) -> None:
-    found: dict[str, Samples] = {what: {name: [] for name in servers} for what in WHATS}
+Start = Callable[[], AbstractContextManager[dict[str, Server]]]
+
+
+def _load(effort: Effort, wrk: Path, kind: str, start: Start, samples: dict[str, Samples]) -> None:
     shuffle = random.Random(1).sample
-    for number in range(-1, effort.load_rounds):  # the first warms up
-        for name in shuffle(list(servers), len(servers)):
-            told = _wrk(wrk, servers[name], 1 if number < 0 else effort.load_seconds)
-            for what, figure in told.items():
-                if number >= 0:
-                    found[what][name].append(figure)
+    lives, rounds = (effort.load_rounds, 1) if kind == GTHREAD else (1, effort.load_rounds)
+    for _ in range(lives):
+        with start() as servers:
+            for number in range(-1, rounds):  # the first warms up
+                for name in shuffle(list(servers), len(servers)):
+                    told = _wrk(wrk, servers[name], 1 if number < 0 else effort.load_seconds)
+                    for what, figure in told.items():
+                        if number >= 0:
+                            samples[what][name].append(figure)
+
+
+def _tell(report: Report, kind: str, delay: float, samples: dict[str, Samples]) -> None:
     where = place(kind, delay)
     rows = {
-        what: report.row(what, where, found[what], unit, more=what == "throughput", clock=clock)
+        what: report.row(what, where, samples[what], unit, more=what == "throughput", clock=clock)
         for what, (unit, clock) in WHATS.items()
     }
     row = rows["throughput"]
-    if kind == "gunicorn gthread":
+    if kind == GTHREAD:
         report.goal(f"throughput, {where}: guard / nothing", row.ratio("guard"), least=0.98)
         least = 1.25 if delay else 1.05
         report.goal(f"throughput, {where}: guard / pool_pre_ping", row.ratio("guard", "pool_pre_ping"), least=least)
