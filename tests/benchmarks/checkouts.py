@@ -14,17 +14,17 @@ from typing import Any
 
 from inprocess import bare, checkouts, guarded, serve, streaming, wrapped, writing
 from measuring import Effort, Report, Row, Samples, measure
-from pools import CONTENDERS, make_engine
+from pools import CONTENDERS, FLOOR, make_engine
 from sqlalchemy import Engine, create_engine, event
 
-from wsgi_dbguard import GuardConfig, guard, leaks, sockets
+from wsgi_dbguard import GuardConfig, guard, leaks
 from wsgi_dbguard.lab.drivers import driver_named
 from wsgi_dbguard.lab.mariadb import MariaDB
 from wsgi_dbguard.lab.postgres import PostgreSQL, ServerMissing
 from wsgi_dbguard.lab.proxy import FaultProxy
 from wsgi_dbguard.request import Request, current
 
-__all__ = ["POLL", "checkout", "floor", "place", "run"]
+__all__ = ["checkout", "place", "run"]
 
 POSTGRESQL = ("psycopg2", "psycopg")
 MYSQL = ("pymysql", "mysqlclient")
@@ -92,19 +92,8 @@ def _engines(report: Report, url: str, contenders: tuple[str, ...]) -> Iterator[
         yield engines
 
 
-def floor(engine: Engine, *, poll: bool) -> Engine:
-    """`engine`, with a listener that does nothing, or polls."""
-
-    def connected(connection: Any, entry: Any) -> None:
-        fd = sockets.fileno(connection)
-        assert fd is not None
-        entry.info["look"] = sockets.watch(fd)
-
-    def look(connection: Any, entry: Any, proxy: Any) -> None:
-        entry.info["look"]()
-
-    event.listen(engine, "connect", connected)
-    event.listen(engine, "checkout", look if poll else lambda connection, entry, proxy: None)
+def _listening(engine: Engine) -> Engine:
+    event.listen(engine, "checkout", lambda connection, entry, proxy: None)
     return engine
 
 
@@ -112,8 +101,8 @@ def _checkouts(effort: Effort, report: Report, driver: str, url: str, delay: flo
     names = tuple(name for name in CONTENDERS if name != "ping per request")  # a ping per request needs a request
     with _engines(report, url, names) as engines:
         guard(engines["guard"])
-        engines |= {EMPTY: floor(make_engine("nothing", url), poll=False)}
-        engines |= {POLL: floor(make_engine("nothing", url), poll=True)}
+        engines |= {EMPTY: _listening(make_engine("nothing", url))}
+        engines |= {POLL: make_engine(FLOOR, url)}
         if driver in MYSQL:
             engines[SKIP] = _skipping(url)
         found = measure({name: checkout(engine) for name, engine in engines.items()}, effort)
@@ -159,11 +148,11 @@ def _goals(report: Report, driver: str, delay: float, row: Row, samples: Samples
     """What pre_ping adds is waiting; what the guard adds is a few µs of CPU, which in a round trip's noise are lost."""
     where, cpu = row.where, Row(row.what, row.where, row.unit, samples)
     if not delay:
-        report.goal(f"checkout, {where}: guard / nothing, CPU", cpu.ratio("guard"), most=1.25)
-    cheaper = row.adds("pool_pre_ping") / max(cpu.adds("guard"), LEAST)
+        report.goal(f"checkout, {where}: guard / nothing, CPU", cpu.ratio("guard"), most=1.25, floor=cpu.ratio(POLL))
+    cheaper, floor = (row.adds("pool_pre_ping") / max(cpu.adds(name), LEAST) for name in ("guard", POLL))
     least = CHEAPER.get(driver) if not delay else 500 if delay == FAR else None
     if least:
-        report.goal(f"checkout, {where}: pool_pre_ping adds / guard adds (CPU)", cheaper, least=least)
+        report.goal(f"checkout, {where}: pool_pre_ping adds / guard adds (CPU)", cheaper, least=least, floor=floor)
     if SKIP in row.samples:
         report.goal(f"checkout, {where}: {SKIP} / nothing", row.ratio(SKIP), most=1.0)
 

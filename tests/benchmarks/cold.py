@@ -6,8 +6,7 @@ before each call as much memory is written as drives everything out, and one cal
 dear as in a loop, the guard as well as what it is added to, and hangs on how many functions, classes and other objects
 a request meets rather than on how much they do.
 
-The floor is a middleware that opens a scope in a context variable and closes it with the response, and a listener that
-polls.
+The floor is what pools.py has: a middleware that opens and closes a scope, and a listener that polls.
 """
 
 from __future__ import annotations
@@ -15,15 +14,13 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextvars import ContextVar
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from checkouts import POLL, checkout, floor
-from inprocess import bare, guarded, iterated, on_connection, serve
+from checkouts import checkout
+from inprocess import bare, iterated, on_connection, serve, wrapped
 from measuring import Effort, Report, Samples
-from pools import make_engine
+from pools import FLOOR, make_engine
 from sqlalchemy import create_engine
 
 from wsgi_dbguard import guard
@@ -32,69 +29,24 @@ from wsgi_dbguard.lab.postgres import PostgreSQL
 __all__ = ["run"]
 
 DRIVER = "psycopg2"
-FLOOR = "floor: scope"
+NAMES = ("nothing", FLOOR, "guard")
 SAMPLES = 20  # a round
 CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")  # the last one that a core has for itself
-
-_scope: ContextVar[object] = ContextVar("scope")
-
-
-class _Scope:
-    """A response of the floor's middleware."""
-
-    def __init__(self, body: Iterable[bytes]) -> None:
-        self._body = body
-        self._iterator = iter(body)
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        token = _scope.set(self)
-        try:
-            return next(self._iterator)
-        finally:
-            _scope.reset(token)
-
-    def close(self) -> None:
-        token = _scope.set(self)
-        try:
-            close = getattr(self._body, "close", None)
-            if close is not None:
-                close()
-        finally:
-            _scope.reset(token)
-
-
-def _floor(app: Any) -> Any:
-    def middleware(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        token = _scope.set(environ)
-        try:
-            body = app(environ, start_response)
-        finally:
-            _scope.reset(token)
-        return body if type(body) is list else _Scope(body)
-
-    return middleware
 
 
 def run(effort: Effort, report: Report) -> None:
     none = create_engine("sqlite://")
     for what, app in (("a list", bare), ("an iterator", iterated)):
-        calls = {"nothing": app, FLOOR: _floor(app), "guard": guarded(app, none)}
-        samples = _measure({name: serve(each) for name, each in calls.items()}, effort)
-        report.row("request without database, cold", what, samples, clock="CPU")
+        requests = {name: serve(wrapped(name, app, none)) for name in NAMES}
+        report.row("request without database, cold", what, _measure(requests, effort), clock="CPU")
     with PostgreSQL() as server:
-        engines = {name: make_engine(name, server.url(DRIVER)) for name in ("nothing", "guard")}
-        engines[FLOOR] = engines[POLL] = floor(make_engine("nothing", server.url(DRIVER)), poll=True)
+        engines = {name: make_engine(name, server.url(DRIVER)) for name in NAMES}
         guard(engines["guard"])
-        checkouts = {name: checkout(engines[name]) for name in ("nothing", POLL, "guard")}
-        report.row("checkout + checkin, cold", DRIVER, _measure(checkouts, effort), clock="CPU")
-        apps = {name: on_connection(engines[name], 1) for name in ("nothing", FLOOR, "guard")}
-        apps[FLOOR] = _floor(apps[FLOOR])
-        apps["guard"] = guarded(apps["guard"], engines["guard"])
-        requests = {name: serve(app) for name, app in apps.items()}
-        report.row("request with one query, cold", DRIVER, _measure(requests, effort), clock="CPU")
+        found = _measure({name: checkout(engine) for name, engine in engines.items()}, effort)
+        report.row("checkout + checkin, cold", DRIVER, found, clock="CPU")
+        apps = {name: wrapped(name, on_connection(engine, 1), engine) for name, engine in engines.items()}
+        found = _measure({name: serve(app) for name, app in apps.items()}, effort)
+        report.row("request with one query, cold", DRIVER, found, clock="CPU")
         for engine in engines.values():
             engine.dispose()
 

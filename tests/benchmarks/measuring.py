@@ -132,19 +132,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Goal:
-    """What a figure is to be: at most `bound`, or with `more` at least."""
+    """What a figure is to be: at most `bound`, or with `more` at least; and what it is for the least that does it."""
 
     text: str
     figure: float
     bound: float
     more: bool = False
+    floor: float | None = None
 
     @property
     def met(self) -> bool:
         return self.figure >= self.bound if self.more else self.figure <= self.bound
 
     def as_dict(self) -> dict[str, Any]:
-        return {"goal": self.text, "figure": self.figure, "bound": self.bound, "met": self.met}
+        return {"goal": self.text, "figure": self.figure, "bound": self.bound, "met": self.met, "floor": self.floor}
 
 
 @dataclass
@@ -162,10 +163,18 @@ class Report:
         self.tell(f"{what}, {where}")
         return row
 
-    def goal(self, text: str, figure: float, *, most: float | None = None, least: float | None = None) -> None:
+    def goal(
+        self,
+        text: str,
+        figure: float,
+        *,
+        most: float | None = None,
+        least: float | None = None,
+        floor: float | None = None,
+    ) -> None:
         bound, more = (least, True) if least is not None else (most, False)
         assert bound is not None
-        self.goals.append(Goal(text, figure, bound, more))
+        self.goals.append(Goal(text, figure, bound, more, floor))
 
     def skip(self, what: str, why: object) -> None:
         line = f"{what}: {why}"

@@ -110,11 +110,12 @@ def _profile(title: str, lines: list[profiles.Line]) -> Table:
 
 def _goals(goals: list[Goal]) -> Table:
     table = Table("goal", title="Goals", title_justify="left")
-    for title in ("figure", "bound", ""):
+    for title in ("figure", "bound", "", "floor"):
         table.add_column(title, justify="right")
     for goal in goals:
+        floor = "" if goal.floor is None else f"{goal.floor:.3g}"
         bound = f"{'at least' if goal.more else 'at most'} {goal.bound:g}"
-        table.add_row(goal.text, f"{goal.figure:.3g}", bound, "[green]met[/]" if goal.met else "[red]missed[/]")
+        table.add_row(goal.text, f"{goal.figure:.3g}", bound, "[green]met[/]" if goal.met else "[red]missed[/]", floor)
     return table
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from checkouts import place
 from measuring import Clock, Effort, Report, Samples
-from pools import CONTENDERS
+from pools import CONTENDERS, FLOOR
 from workers import served_by
 
 from wsgi_dbguard.lab.postgres import PostgreSQL
@@ -70,7 +70,7 @@ def run(effort: Effort, report: Report) -> None:
             address = (proxy.host, proxy.port) if delay else (database.host, database.port)
             url = database.url_through(*address, DRIVER)
             for kind in effort.servers:
-                contenders = effort.served or CONTENDERS
+                contenders = (*(effort.served or CONTENDERS), FLOOR)
                 start = partial(_served, kind, contenders, url, Path(directory))
                 samples: dict[str, Samples] = {what: {name: [] for name in contenders} for what in WHATS}
                 _load(effort, wrk, kind, start, samples)
@@ -124,9 +124,9 @@ def _tell(report: Report, kind: str, delay: float, samples: dict[str, Samples]) 
     }
     row = rows["throughput"]
     if kind == GTHREAD:
-        report.goal(f"throughput, {where}: guard / nothing", row.ratio("guard"), least=0.98)
-        least = 1.25 if delay else 1.05
-        report.goal(f"throughput, {where}: guard / pool_pre_ping", row.ratio("guard", "pool_pre_ping"), least=least)
+        for base, least in (("nothing", 0.98), ("pool_pre_ping", 1.25 if delay else 1.05)):
+            text = f"throughput, {where}: guard / {base}"
+            report.goal(text, row.ratio("guard", base), least=least, floor=row.ratio(FLOOR, base))
 
 
 def _wrk(wrk: Path, server: Server, seconds: int) -> dict[str, float]:

@@ -5,6 +5,9 @@ By their names, which are those in every table and plot: nothing at all; SQLAlch
 psycopg_pool with its `check`, and DBUtils' PooledDB with a ping, both in the place of SQLAlchemy's pool; the guard. All
 of them have the same limits. What they need is imported when it is asked for, so that no other contender pays for it.
 
+`FLOOR` is none of them. It guards nothing: a middleware that opens a scope for each request and closes it with the
+response, and a listener that polls at each checkout. Whatever does the guard's work does at least that.
+
 Example::
 
     engine = make_engine("pool_pre_ping", "postgresql+psycopg://app@127.0.0.1:5432/app")
@@ -15,7 +18,7 @@ Imported by its bare name, like everything here: see echo.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -27,7 +30,7 @@ from sqlalchemy import Engine, NullPool, QueuePool, create_engine, event, exc
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["CONTENDERS", "make_engine", "wrap"]
+__all__ = ["CONTENDERS", "FLOOR", "make_engine", "polling", "wrap"]
 
 RECYCLE = 3600  # seconds, as the recipes have it
 OVERFLOW = 10  # SQLAlchemy's default
@@ -42,6 +45,7 @@ CONTENDERS = (
     "PooledDB",
     "guard",
 )
+FLOOR = "floor"
 
 
 class _ApartPool(QueuePool):
@@ -75,6 +79,8 @@ def make_engine(contender: str, url: str, *, size: int = 5) -> Engine:
             return create_engine(url, poolclass=_ApartPool, pool_size=size)
         case "guard":
             return create_engine(url, pool_size=size)
+        case "floor":
+            return polling(create_engine(url, poolclass=_ApartPool, pool_size=size))
     raise ValueError(f"{contender!r} is none of {', '.join(CONTENDERS)}")
 
 
@@ -86,6 +92,8 @@ def wrap(contender: str, application: WSGIApplication, engine: Engine) -> WSGIAp
         from wsgi_dbguard import DBGuard
 
         return DBGuard(application, engine)
+    if contender == FLOOR:
+        return _scoping(application)
     return application
 
 
@@ -110,6 +118,65 @@ class _PingPerRequest:
         except Exception as error:
             raise exc.DisconnectionError from error
         self._due.set(False)
+
+
+def polling(engine: Engine) -> Engine:
+    """`engine`, with one poll at each checkout."""
+    from wsgi_dbguard import sockets
+
+    def connected(connection: Any, entry: Any) -> None:
+        fd = sockets.fileno(connection)
+        assert fd is not None
+        entry.info["look"] = sockets.watch(fd)
+
+    def look(connection: Any, entry: Any, proxy: Any) -> None:
+        entry.info["look"]()
+
+    event.listen(engine, "connect", connected)
+    event.listen(engine, "checkout", look)
+    return engine
+
+
+_scope: ContextVar[object] = ContextVar("scope")
+
+
+def _scoping(application: WSGIApplication) -> WSGIApplication:
+    def middleware(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        token = _scope.set(environ)
+        try:
+            body = application(environ, start_response)
+        finally:
+            _scope.reset(token)
+        return body if type(body) is list else _Scope(body)
+
+    return middleware
+
+
+class _Scope:
+    """A response whose every step, and close, are within the scope."""
+
+    def __init__(self, body: Iterable[bytes]) -> None:
+        self._body = body
+        self._iterator = iter(body)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        token = _scope.set(self)
+        try:
+            return next(self._iterator)
+        finally:
+            _scope.reset(token)
+
+    def close(self) -> None:
+        token = _scope.set(self)
+        try:
+            close = getattr(self._body, "close", None)
+            if close is not None:
+                close()
+        finally:
+            _scope.reset(token)
 
 
 def _psycopg_pool(url: str, size: int) -> Engine:
