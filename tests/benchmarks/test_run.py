@@ -25,6 +25,7 @@ def test_every_part_runs_and_has_a_figure_of_each_contender(tmp_path: Path) -> N
     assert rows["request with five checkouts", "psycopg2, loopback"] == CONTENDERS
     assert rows["request with five checkouts", "psycopg, loopback"] == CONTENDERS | {"psycopg_pool"}
     assert {"nothing", "guard", "floor: listener", "floor: + poll"} <= rows["checkout + checkin", "psycopg2, loopback"]
+    assert rows["request with one query, cold", "psycopg2"] == {"nothing", "floor", "guard"}
     assert rows["in the child after a fork", "1 x 10 connections"] == {"nothing", "dispose", "guard"}
     whats = {what for what, _ in rows}
     assert {"import beyond sqlalchemy.orm", "gunicorn: start to first answer", "request, engines", "insert"} <= whats

@@ -78,9 +78,8 @@ def _forks(effort: Effort, report: Report, url: str, engines: int) -> None:
     where = f"{engines} x {CONNECTIONS} connections"
     row = report.row("in the child after a fork", where, samples, clock="wall", base="dispose")
     if engines == 10:
-        report.goal(
-            f"after_fork, {where}, ms", row.median("guard") / 1000, most=1.0, floor=row.median("dispose") / 1000
-        )
+        ours, floor = (row.median(name) / 1000 for name in ("guard", "dispose"))
+        report.goal(f"after_fork, {where}, ms", ours, most=1.0, floor=floor)
 
 
 def _starts(effort: Effort, report: Report, url: str, directory: Path) -> None:
