@@ -318,6 +318,13 @@ for _ in range(3):
     assert told.count("\n") == 1
 
 
+def test_engines_that_the_end_of_the_interpreter_collects_write_nothing(run_python: RunPython, tmp_path: Path) -> None:
+    program = SETUP + "logging.disable(logging.NOTSET)"
+    url = "postgresql+psycopg2://nobody@127.0.0.1:1/none"
+    assert run_python(program, url, PROMETHEUS_MULTIPROC_DIR=str(tmp_path)) == ""
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_directory_that_is_not_there_is_told_at_once(run_python: RunPython, tmp_path: Path) -> None:
     program = """
 from wsgi_dbguard.metrics import prometheus

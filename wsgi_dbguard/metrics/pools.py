@@ -15,6 +15,7 @@ locked by this very thread, too. So a `Recorder` must never wait for a lock that
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -95,7 +96,13 @@ class _Watched:
         return State(engine.pool, self.guard.stats(), len(self.waiting), self.timeouts)
 
     def end(self, engine: object) -> None:
-        """The engine was collected: its counters are for the next one of that name, its gauges are for nobody."""
+        """The engine was collected: its counters are for the next one of that name, its gauges are for nobody.
+
+        Not when the interpreter ends: there is no next one, files are not opened any more (`open` is gone by then), and
+        gauges go with the process.
+        """
+        if sys.is_finalizing():
+            return
         final = dict(self.before)
         if self.guard is not None and self.used:
             for instrument, labels, value in read_pool(self.name, State(None, self.guard.stats(), 0, self.timeouts)):
