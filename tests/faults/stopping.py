@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, create_engine, text
 from werkzeug.test import Client, TestResponse
 
+from tests.letting_go import let_go
 from wsgi_dbguard import DBGuard, guard
 from wsgi_dbguard.lab.drivers import Driver
 from wsgi_dbguard.lab.mariadb import MariaDB
@@ -53,17 +53,9 @@ def site_of(driver: Driver, server: Server) -> Iterator[Site]:
     engine.dispose()
 
 
-@contextmanager
-def stopped(server: Server) -> Iterator[None]:
-    """While this lasts the server may be stopped; whoever still waits for it after `LONG` does not wait for ever."""
-    late = threading.Timer(LONG, server.resume)
-    late.start()
-    try:
-        yield
-    finally:
-        late.cancel()
-        late.join()
-        server.resume()
+def stopped(server: Server) -> AbstractContextManager[None]:
+    """While this lasts the server may be stopped; it goes on at the end, or after `LONG`."""
+    return let_go(server.resume, after=LONG)
 
 
 def ask(site: Site, view: View, *, method: str = "GET", **settings: Any) -> tuple[TestResponse, float]:

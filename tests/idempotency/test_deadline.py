@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
+from tests.letting_go import let_go
 from wsgi_dbguard import DBGuard
 from wsgi_dbguard.idempotency import Idempotent
 from wsgi_dbguard.lab.postgres import PostgreSQL
@@ -31,14 +31,8 @@ def locked(database: Database, make_engine: Callable[..., Engine]) -> Callable[.
     def hold() -> Iterator[None]:
         with other.connect() as connection:
             connection.execute(text(lock))
-            late = threading.Timer(LONG, lambda: connection.execute(text(unlock)))
-            late.start()
-            try:
+            with let_go(lambda: connection.execute(text(unlock)), after=LONG):
                 yield
-            finally:
-                late.cancel()
-                late.join()
-                connection.execute(text(unlock))
 
     return hold
 
