@@ -305,6 +305,25 @@ class TestRun:
         assert result.succeeded == result.requests >= 50
         assert load.stop() is result
 
+    def test_what_has_been_sent_can_be_waited_for_while_more_is_sent(self, serve: Serve) -> None:
+        gate = threading.Barrier(2, timeout=60.0)
+
+        def act(handler: BaseHTTPRequestHandler, token: str) -> None:
+            for _ in ("it has come", "it may go") if token.endswith("-0") else ():
+                gate.wait()
+            reply(handler, token)
+
+        load = LoadGenerator(serve(act), threads=2)
+        load.start()
+        try:
+            gate.wait()
+            with pytest.raises(TimeoutError, match="running"):
+                load.catch_up(timeout=0.1)
+            gate.wait()
+            load.catch_up()
+        finally:
+            load.stop()
+
     def test_an_interrupt_in_the_middle_of_its_start_leaves_nothing_that_cannot_be_stopped(
         self, serve: Serve, monkeypatch: pytest.MonkeyPatch
     ) -> None:

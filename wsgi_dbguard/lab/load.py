@@ -31,6 +31,8 @@ from itertools import count
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from .process import wait_until
+
 __all__ = ["Answer", "LoadGenerator", "LoadResult", "wait_for_http"]
 
 Expect = Callable[[str, int, bytes], bool]
@@ -169,6 +171,7 @@ class LoadGenerator:
         self._run_id = secrets.token_hex(4)
         self._numbers = count()
         self._lock = threading.Lock()
+        self._under_way: set[str] = set()  # tokens
         self._stopping = threading.Event()
         self._started = 0.0
         self._threads = [
@@ -205,6 +208,11 @@ class LoadGenerator:
             self.result.seconds = self.result.seconds or time.monotonic() - self._started
         return self.result
 
+    def catch_up(self, *, timeout: float = 60.0) -> None:
+        """Wait until what has been sent by now is answered or given up; more is sent meanwhile. Raises TimeoutError."""
+        sent = self._under_way.copy()
+        wait_until(lambda: sent.isdisjoint(self._under_way), timeout=timeout, what=f"the answers of {self!r}")
+
     @property
     def ended(self) -> bool:
         """Whether it was started, and all that it was to send is answered or given up."""
@@ -220,6 +228,7 @@ class LoadGenerator:
         try:
             while (number := self._next()) is not None:
                 token = f"{self._run_id}-{number}"
+                self._under_way.add(token)
                 begun = time.monotonic()
                 try:
                     status, body, retried = self._exchange(connection, self._target.replace("{token}", token))
@@ -302,6 +311,7 @@ class LoadGenerator:
         if self._observe is not None:
             outcome: Kind = "failed" if failed else "wrong" if wrong else "ok"
             self._observe(Answer(token, outcome, status, begun, now - begun, failed or wrong))
+        self._under_way.remove(token)
 
 
 def wait_for_http(url: str, timeout: float = 30.0) -> int:
