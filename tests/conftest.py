@@ -25,6 +25,10 @@ from wsgi_dbguard.lab.postgres import PostgreSQL, ServerMissing
 
 Server = PostgreSQL | MariaDB
 
+# PyMySQL reads the system's authorities anew for each connection, some 20 ms of CPU, and then asks none of them. Those
+# that a test trusts it names.
+os.environ["SSL_CERT_FILE"] = os.devnull
+
 # No limits of time, which a busy machine exceeds, and the same examples in each run.
 hypothesis.settings.register_profile(
     "steady", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]

@@ -214,6 +214,7 @@ class MariaDB(DatabaseServer):
             autocommit=True,
             # Not what a test gives the server for its clients: the admin stays.
             init_command=f"set session wait_timeout = {_LONGEST}",
+            ssl_disabled=True,  # a Unix socket needs none, and PyMySQL would read all authorities of the system first
             defer_connect=True,
         )
         # Ours, as PyMySQL leaves its own open when nobody listens.
