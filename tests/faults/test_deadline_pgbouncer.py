@@ -30,11 +30,18 @@ OF_POSTGRESQL = [each for each in DRIVERS if each.database == "postgresql"]
 Mode = Literal["transaction", "session"]
 
 
-@pytest.fixture
-def server() -> Iterator[PostgreSQL]:
+@pytest.fixture(scope="module")
+def running() -> Iterator[PostgreSQL]:
     with PostgreSQL() as server:
         yield server
-        server.resume()
+
+
+@pytest.fixture
+def server(running: PostgreSQL) -> Iterator[PostgreSQL]:
+    """Runs again at the end, whatever the test has done to it."""
+    yield running
+    running.resume()
+    running.start()
 
 
 @pytest.fixture
