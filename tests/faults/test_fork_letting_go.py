@@ -75,6 +75,7 @@ def letting_go(forks: Forks, url: str, certificate: str | None, table: str, guar
     """For each act a new parent and a child of it, which does that and comes to the end of the script."""
     if guarded:
         forks.guard()
+    forks.engine(url, certificate)  # for the driver: imported here, it is there in all that are forked
 
     def parent(name: str) -> dict[str, Any]:
         inherited = opened(forks, url, certificate, f"insert into {table} values ('{name}')")
