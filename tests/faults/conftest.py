@@ -5,19 +5,21 @@ from collections.abc import Iterator
 
 import pytest
 
+from wsgi_dbguard.lab.contenders import Contender
 from wsgi_dbguard.lab.drivers import DRIVERS
 from wsgi_dbguard.lab.peers import Peer, Peers
 from wsgi_dbguard.lab.provision import ServerMissing
 from wsgi_dbguard.lab.rows import Rows
 
 UNGUARDED = "test_without_the_guard"
+ASSERTED = (Contender.NOTHING, Contender.GUARD)
 
 
 @pytest.fixture(scope="session")
 def rows() -> Iterator[Rows]:
-    """All rows of the matrix; each is played when it is first asked for."""
+    """All rows of the matrix, of `ASSERTED`; each is played when it is first asked for."""
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # pg8000's close() of a dead connection fails
-    with Rows() as all_rows:
+    with Rows(contenders=ASSERTED) as all_rows:
         yield all_rows
 
 

@@ -1,6 +1,6 @@
 """No fault that finds a connection in the pool fails a request of a guarded pool; none gives a wrong answer or a hang.
 
-The same as `tests/faults/matrix.py` prints, as tests.
+The same as `tests/faults/matrix.py` prints, as tests; but for `pool_pre_ping`, of which nothing is asserted.
 """
 
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def test_guarded_pool_keeps_its_promises(rows: Rows, fault: Fault, driver: Drive
 
 @pytest.fixture(scope="module")
 def debian_rows() -> Iterator[Rows]:
-    with Rows(system=True) as rows:
+    with Rows(contenders=[Contender.GUARD], system=True) as rows:
         yield rows
 
 

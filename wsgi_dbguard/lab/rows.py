@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from typing import Self
 
+from .contenders import Contender
 from .drivers import DRIVERS, Database, Driver
 from .fault import Fault
 from .faults import FAULTS
@@ -46,12 +47,15 @@ def cells(*, fault: str = "", driver: str = "") -> list[tuple[Fault, Driver]]:
 class Rows:
     """Plays faults; all drivers of a database that are installed, or `drivers` of them, in one go.
 
-    `system`: on Debian's PostgreSQL instead of the wheel's.
+    `contenders`: for these; `system`: on Debian's PostgreSQL instead of the wheel's.
     """
 
-    def __init__(self, drivers: Iterable[Driver] = DRIVERS, *, system: bool = False) -> None:
+    def __init__(
+        self, drivers: Iterable[Driver] = DRIVERS, contenders: Iterable[Contender] = Contender, *, system: bool = False
+    ) -> None:
         self.system = system
         self.drivers = [driver for driver in drivers if not driver.missing()]
+        self.contenders = list(contenders)
         self._stages: dict[Database, Stage] = {}
         self._played: dict[tuple[str, Database], list[Outcome]] = {}
         self._stack = ExitStack()
@@ -70,7 +74,7 @@ class Rows:
         key = fault.title, database
         if key not in self._played:
             drivers = [driver for driver in self.drivers if driver.database == database]
-            self._played[key] = play(self.stage(database), fault, drivers)
+            self._played[key] = play(self.stage(database), fault, drivers, self.contenders)
         return self._played[key]
 
     def stage(self, database: Database) -> Stage:
