@@ -36,6 +36,27 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("steady")
 
 
+# By how long they take, from two minutes down to one. xdist would begin with the files that have most tests, and these
+# are not: at the end one process would be busy with one that is a single test, and no other with anything.
+LONGEST = (
+    "servers/test_recycling.py", "faults/test_matrix.py", "benchmarks/test_run.py", "faults/test_skipped_rollbacks.py",
+    "sqlalchemy_suite/test_suite.py", "faults/test_deadline_servers.py", "faults/test_deadline_endings.py",
+    "faults/test_deadline_pgbouncer.py", "faults/test_fork_letting_go.py", "faults/test_fork_hazards.py",
+    "servers/test_frameworks.py", "faults/test_fork_unseen.py", "stories/test_s6_sent_twice.py",
+    "faults/test_fork_wire.py",
+)  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # xdist's
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that the last ones to begin are short."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgreSQL]:
     """A private PostgreSQL, one for the whole run: tests that stop or break it start their own."""
