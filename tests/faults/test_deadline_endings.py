@@ -42,10 +42,17 @@ from .stopping import (
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-QUICK = ["psycopg2", "pymysql"]
-EACH = [pytest.param(each, marks=() if each.name in QUICK else pytest.mark.slow) for each in DRIVERS]
-quick_drivers = pytest.mark.parametrize("driver", [driver_named(name) for name in QUICK], ids=str)
-each_driver = pytest.mark.parametrize("driver", EACH, ids=str)
+
+def drivers(*names: str) -> pytest.MarkDecorator:
+    """Each test waits for two seconds, so of all but the first driver it is a slow one."""
+    first, *others = map(driver_named, names)
+    return pytest.mark.parametrize(
+        "driver", [first, *(pytest.param(each, marks=pytest.mark.slow) for each in others)], ids=str
+    )
+
+
+each_driver = drivers(*(each.name for each in DRIVERS))
+two_drivers = drivers("psycopg2", "pymysql")
 
 
 @pytest.fixture
@@ -99,7 +106,7 @@ def test_nor_does_the_one_on_return_to_the_pool(site: Site, caplog: pytest.LogCa
     assert "Exception during reset" not in caplog.text
 
 
-@quick_drivers
+@two_drivers
 def test_a_session_is_rolled_back_once_and_without_a_word_of_the_pools(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -118,7 +125,7 @@ def test_a_session_is_rolled_back_once_and_without_a_word_of_the_pools(
     assert "a ROLLBACK was cut off" in told[0]
 
 
-@quick_drivers
+@two_drivers
 def test_what_comes_after_it_is_not_sent(site: Site) -> None:
     def view(site: Site) -> Iterable[bytes]:
         with site.engine.connect() as connection:
@@ -133,7 +140,7 @@ def test_what_comes_after_it_is_not_sent(site: Site) -> None:
     assert PING_TIMEOUT <= seconds < LONG
 
 
-@quick_drivers
+@two_drivers
 def test_an_error_of_the_statements_own_stays_what_it_was(site: Site) -> None:
     def view(site: Site) -> Iterable[bytes]:
         with site.engine.connect() as connection:
@@ -163,7 +170,7 @@ class Streamed:
         """Nothing of the application's."""
 
 
-@quick_drivers
+@two_drivers
 @pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "as a list"])
 def test_a_session_that_a_request_leaves_is_rolled_back_in_time(site: Site, streamed: bool) -> None:
     kept: list[Session] = []
@@ -181,7 +188,7 @@ def test_a_session_that_a_request_leaves_is_rolled_back_in_time(site: Site, stre
     assert site.server.query("select * from ended") == []
 
 
-@pytest.mark.parametrize("driver", [driver_named("pg8000"), driver_named("pymysql")], ids=str)
+@drivers("pg8000", "pymysql")
 def test_what_puts_an_isolation_level_back_is_cut_off_too(site: Site) -> None:
     """On the way to the pool, when the connection's ROLLBACK has been answered."""
 
@@ -196,7 +203,7 @@ def test_what_puts_an_isolation_level_back_is_cut_off_too(site: Site) -> None:
     assert PING_TIMEOUT <= seconds < LONG
 
 
-@quick_drivers
+@two_drivers
 def test_the_inner_requests_time_is_the_outer_ones(site: Site) -> None:
     inner = DBGuard(site, site.engine, ping_timeout=PING_TIMEOUT)
 
@@ -215,7 +222,7 @@ def test_the_inner_requests_time_is_the_outer_ones(site: Site) -> None:
     assert told == ["outcome-unknown"]
 
 
-@pytest.mark.parametrize("driver", [driver_named("psycopg2")], ids=str)
+@drivers("psycopg2")
 def test_outside_a_request_nothing_is_cut_off(site: Site) -> None:
     DBGuard(site, site.engine, deadline=0.1, ping_timeout=0.1)
     with site.engine.connect() as connection, stopped(site.server):
@@ -229,7 +236,7 @@ def test_outside_a_request_nothing_is_cut_off(site: Site) -> None:
     assert replaced(site) == ({}, 0)
 
 
-@quick_drivers
+@two_drivers
 @pytest.mark.parametrize("phase", ["prepare", "commit"])
 def test_a_commit_in_two_phases_is_in_doubt_in_either(site: Site, phase: str, caplog: pytest.LogCaptureFixture) -> None:
     """SQLAlchemy's MySQL dialects send statements for it: not to be cancelled all the same."""
@@ -261,7 +268,7 @@ def test_a_commit_in_two_phases_is_in_doubt_in_either(site: Site, phase: str, ca
             server.query("xa rollback %s", name)
 
 
-@pytest.mark.parametrize("driver", [driver_named("pymysql"), driver_named("mysqlclient")], ids=str)
+@drivers("pymysql", "mysqlclient")
 def test_a_driver_s_mode_that_cannot_be_put_back_is_not_waited_for(site: Site) -> None:
     """At the checkout of the next request, by the guard: for PyMySQL and mysqlclient that is a round trip."""
 
@@ -312,7 +319,7 @@ print(response.status_code, response.json["type"], flush=True)
 
 
 @pytest.mark.slow
-@quick_drivers
+@two_drivers
 def test_under_gevent_it_is_cut_off_by_a_thread(site: Site) -> None:
     """A driver in C blocks the event loop, one in Python waits for it."""
     url = site.engine.url.render_as_string(hide_password=False)
