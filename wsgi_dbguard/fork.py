@@ -33,8 +33,9 @@ import logging
 import mmap
 import os
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from types import FrameType
 from typing import Any
 
@@ -53,14 +54,14 @@ logger = logging.getLogger(__name__)
 
 pid = os.getpid()  # of the process that everything in this package belongs to
 _turns: dict[int, Any] = {}  # by pid: a lock that some thread of another process may hold is never asked for
-_graveyard: list[object] = []  # the parent's DBAPI connections, and what its pools had them in
+_graveyard: list[object] = []  # the parent's DBAPI connections, and the queues of its pools
 # Kept for ever: the interpreter's exit collects what modules refer to, so that is not enough.
 with contextlib.suppress(AttributeError):  # only CPython counts references
     _ctypes.Py_INCREF(_graveyard)
 _told = mmap.mmap(-1, 1)  # shared by all children of this process: is the warning out?
 _SUBPROCESS = frozenset({"subprocess", "gevent.subprocess"})
 _callbacks: list[Callable[[], object]] = []
-_held: dict[int, list[object]] = {}  # by thread: what must not be collected while it forks
+_held: dict[int, _Held] = {}  # by thread: what must not be collected while it forks
 
 
 def on_fork(callback: Callable[[], object]) -> None:
@@ -95,18 +96,22 @@ def _attempt(step: Callable[..., object], *args: Any, **kwargs: Any) -> bool:
     return True
 
 
-def _cut_off() -> None:
+def _cut_off(held: _Held | None = None, *, alone: bool = False) -> None:
+    """`alone`: no other thread of this process has run since the fork, nor opened anything."""
     global pid, _told
     parent, child = pid, os.getpid()
     inherited = [link for link in list(registry.links) if _is_inherited(link, child)]
-    _sever(inherited)  # before all that may fail
+    _sever(inherited, held)  # before all that may fail
     registry.links.difference_update(inherited)
-    engines = list(registry.engines)
+    engines = [engine for each in registry.engines.keyrefs() if (engine := each()) is not None]
     pools = {id(engine.pool): engine.pool for engine in engines}
-    in_use = _empty(inherited, pools)
+    renewed = {number for number, pool in pools.items() if alone and not registry.links and _renew(pool)}
+    in_use = _empty(inherited, pools, renewed)
     for callback in (watchdog.reset_after_fork, tally.reset, events.reset, *_callbacks):
         _attempt(callback)
-    unlocked = {number for number, pool in pools.items() if _attempt(_free_locks, pool)}
+    for number, pool in pools.items():
+        if number not in renewed:
+            _attempt(_free_locks, pool)
     if in_use:
         _attempt(_let_go, child)
     # From here on a checkout is safe: by another thread, or by a user's listener in the next lines.
@@ -115,7 +120,7 @@ def _cut_off() -> None:
     for link in list(registry.links):
         link.claimed = True
     for engine in engines:
-        if not _in_memory(engine) and not (id(engine.pool) in unlocked and _renew(engine.pool)):
+        if id(engine.pool) not in renewed and not _in_memory(engine):
             _attempt(_first_again, engine.pool)
             _attempt(engine.dispose, close=False)
     # Told with the first event of a pool: a child that needs no connection is not to write anything.
@@ -133,9 +138,16 @@ def _is_inherited(link: Link | None, child: int) -> bool:
     return link is not None and (link.claimed or link.pid != child) and not link.in_memory
 
 
-def _sever(links: Iterable[Link]) -> None:
-    """Put a dead end under each connection, and bury it."""
+def _sever(links: Iterable[Link], held: _Held | None) -> None:
+    """Put a dead end under each connection, and bury it.
+
+    Optimization: those that are `held` are buried all together. To refer to one is to copy the page that it is on.
+    """
     end = None
+    buried: set[Link] = set()
+    if held is not None:
+        buried = held.links
+        _graveyard.append(held.connections)
     for link in links:
         try:
             if link.fd is not None and link.identity == sockets.identity(link.fd):
@@ -144,19 +156,23 @@ def _sever(links: Iterable[Link]) -> None:
                     sockets.replace(link.fd, by=end)
         except OSError:
             logger.exception("after_fork: could not replace descriptor %s in process %d", link.fd, os.getpid())
-        _graveyard.append(link.connection())
+        if link not in buried:
+            _graveyard.append(link.connection())
     if end is not None and end not in [link.fd for link in links]:
         os.close(end)
 
 
-def _empty(links: list[Link], pools: dict[int, Pool]) -> bool:
+def _empty(links: list[Link], pools: dict[int, Pool], renewed: Container[int] = ()) -> bool:
     """Have their pool entries connect anew at the next checkout. Whether somebody may hold one of the connections.
 
-    Their pools are added to `pools`, which has them by id: the class of one may be a user's, without a hash.
+    Those of `renewed` pools lie in the graveyard, and nobody had one. The pools of the others are added to `pools`,
+    which has them by id: the class of one may be a user's, without a hash.
     """
     in_use = False
     for link in links:
         entry = link.entry()
+        if not link.detached and id(registry.pool_of(entry)) in renewed:
+            continue
         if entry is None or entry.dbapi_connection is not link.connection():  # detached
             in_use = True
             continue
@@ -201,9 +217,7 @@ def _free_locks(pool: object, depth: int = 2) -> None:
 
     The parent's open Connections give their entries back to this pool, before or after it is replaced.
     """
-    # Optimization: what is only looked at costs the copy of a page as well, for its count of references.
-    own: Any = (pool._overflow_lock, pool._pool) if type(pool) is QueuePool else getattr(pool, "__dict__", {}).values()
-    for value in list(own):
+    for value in list(getattr(pool, "__dict__", {}).values()):
         if hasattr(value, "_at_fork_reinit"):  # what threading itself calls on its locks in a child
             value._at_fork_reinit()
         elif depth > 1 and type(value).__module__.startswith("sqlalchemy.util"):
@@ -229,23 +243,20 @@ def _first_again(pool: Pool) -> None:
 
 
 def _renew(pool: Pool) -> bool:
-    """Make it as good as a new one, where its entries lie there all together, and all empty; whether it is now.
+    """Make it as good as a new one, where its entries lie there all together; whether it is now. In a process `alone`.
 
     Not so where a thread of the parent has one, or is opening one: its place would be lost. By SQLAlchemy's private
-    names.
+    names. Its locks are new as well: to free the old ones would touch more.
     """
     if type(pool) is not QueuePool:
         return False
-    queue: Any = pool._pool
-    entries = queue.queue
-    with queue.mutex:  # in the last net there may be other threads
-        if len(entries) != queue.maxsize + pool._overflow or any(each.dbapi_connection is not None for each in entries):
-            return False
-        if len(entries) > 1:  # each in its turn would connect, though nobody wants more than one at a time
-            pool._overflow = -queue.maxsize
-            # Optimization: kept, since to free each of them copies the page that it is on.
-            _graveyard.append(entries)
-            queue.queue = type(entries)()
+    old: Any = pool._pool
+    if len(old.queue) != old.maxsize + pool._overflow:
+        return False
+    _graveyard.append(old)
+    pool._pool = type(old)(old.maxsize, old.use_lifo)
+    pool._overflow = -old.maxsize
+    pool._overflow_lock = threading.Lock()
     return True
 
 
@@ -297,18 +308,31 @@ def _tell(links: list[Link], parent: int) -> None:
         warnings.warn(message, ForkWarning, stacklevel=6)
 
 
+class _Held:
+    """What other threads alone may have: `connections`, those of `links`, and the `proxies` that they are used by."""
+
+    def __init__(self) -> None:
+        self.connections: list[object] = []
+        self.links: set[Link] = set()
+        self.proxies: list[object] = []
+        self.becomes_a_program = _becomes_a_program()
+
+
 def _hold() -> None:
     """In the thread that is about to fork: keep what other threads alone may have, until it is cut off in the child.
 
     Connections and Sessions need no more than this: only the pool's proxy and the driver write when they are collected.
     What is not held is a cursor with an unbuffered result that has nobody else: those of MySQL's drivers read its rest.
     """
-    held = _held[_thread.get_ident()] = []
+    held = _held[_thread.get_ident()] = _Held()
     for link in list(registry.links):
         if not link.in_memory:
+            held.links.add(link)
+            held.connections.append(link.connection())
             # SQLAlchemy's own name; what a pool entry was handed out as.
             proxied = getattr(link.entry(), "fairy_ref", None)
-            held += link.connection(), proxied and proxied()
+            if proxied is not None:
+                held.proxies.append(proxied())
 
 
 def _hold_no_more() -> None:
@@ -316,15 +340,16 @@ def _hold_no_more() -> None:
 
 
 def _in_child() -> None:
-    if _becomes_a_program():
+    held = _held.get(_thread.get_ident())
+    if held.becomes_a_program if held is not None else _becomes_a_program():
         # Garbage may be collected there all the same. But nobody waits for the rest, which walks the whole heap, and
         # there is nothing to warn of. Should a preexec_fn use a database, the checkout finds what was not done.
         child = os.getpid()
         inherited = [link for link in list(registry.links) if _is_inherited(link, child)]
-        _attempt(_sever, inherited)
+        _attempt(_sever, inherited, held)
         _attempt(_empty, inherited, {})
     elif not here[0]:
-        _attempt(_cut_off)
+        _attempt(_cut_off, held, alone=True)
         _held.clear()
 
 

@@ -80,6 +80,7 @@ class Link:
         "changed",
         "claimed",
         "connection",
+        "detached",
         "doomed",
         "entry",
         "expires",
@@ -143,6 +144,7 @@ class Link:
             if entry is not None:
                 self.entry = weakref.ref(entry, lambda ref: gone(self))
             self.connection = self._by_entry
+        self.detached = entry is None  # from its pool
         # What the guard of its pool adds, see PoolGuard:
         self.guard: PoolGuard | None = None
         self.look: sockets.Look = _unwatched

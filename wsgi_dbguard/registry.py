@@ -118,6 +118,12 @@ def _closed(connection: Any, entry: ConnectionPoolEntry) -> None:
         forget(link)
 
 
+def _detached(connection: Any, entry: ConnectionPoolEntry) -> None:
+    for link in list(links):  # not by `entry`, which another thread may have taken by now
+        if link.connection() is connection:
+            link.detached = True
+
+
 def _created(engine: Engine) -> None:
     engines[engine] = None
     for listener in _listeners:
@@ -127,6 +133,7 @@ def _created(engine: Engine) -> None:
 def _install() -> None:
     event.listen(Pool, "connect", link_of)
     event.listen(Pool, "close", _closed)
+    event.listen(Pool, "detach", _detached)
     hook = Dialect.engine_created.__func__  # type: ignore[attr-defined]
 
     def engine_created(cls: type[Dialect], engine: Engine) -> None:
