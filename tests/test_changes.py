@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from wsgi_dbguard.changes import ANYTHING, COMMIT, DATABASE, ROLLBACK, changes, touches
+from wsgi_dbguard.changes import COMMIT, DATABASE, ROLLBACK, changes
+from wsgi_dbguard.statements import ANYTHING, touches
 
 NAMES = ("character_set_client", "character_set_results", "character_set_connection", "collation_connection")
 CHARACTERISTICS = ("default_transaction_isolation", "default_transaction_read_only", "default_transaction_deferrable")

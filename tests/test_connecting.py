@@ -26,6 +26,7 @@ from wsgi_dbguard.lab.postgres import PostgreSQL
 from wsgi_dbguard.lab.proxy import FaultProxy
 from wsgi_dbguard.lab.wire import TIMEOUT
 from wsgi_dbguard.link import Link
+from wsgi_dbguard.variables import Variables
 
 Server = PostgreSQL | MariaDB
 Make = Callable[..., Engine]
@@ -333,7 +334,9 @@ def test_first_connections_wait_for_each_other_no_longer_than_one_may_take(
 def test_what_the_guard_asks_a_new_connection_is_bounded(server_of: Callable[..., Server], make_engine: Make) -> None:
     server = server_of(driver_named("psycopg2"))
     engine = make_engine(server.url("psycopg2"))
-    guard(engine, ping_timeout=0.5)._variables.names = frozenset({"search_path"})
+    pool_guard = guard(engine, ping_timeout=0.5)
+    pool_guard._variables = Variables()
+    pool_guard._variables.names = frozenset({"search_path"})
     event.listen(engine, "connect", lambda connection, entry: server.pause(), once=True)
     with ThreadPoolExecutor(1) as thread:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -381,3 +382,17 @@ def test_many_at_once_do_not_meet_each_other(postgres: PostgreSQL, make_engine: 
     stats = guard(engine).stats()
     assert stats["restored"] > stats["replaced"]["changed"]
     assert stats["checkouts"] == 150
+
+
+@pytest.mark.parametrize("missing", ["changes", "variables"])
+def test_what_cannot_be_imported_costs_the_connection_and_no_request(
+    missing: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process may have no descriptor left when it sends the first statement that changes something."""
+    pool_guard = guard(engine)
+    before = ask(engine, "show statement_timeout")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, f"wsgi_dbguard.{missing}", None)
+        request(executes(engine, "set statement_timeout = 4321"), engine)
+        assert ask(engine, "show statement_timeout") == before
+    assert pool_guard.stats()["replaced"] == {"changed": 1}

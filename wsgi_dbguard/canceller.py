@@ -21,6 +21,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from sqlalchemy import Engine
+
 from . import cancel, fork, registry
 from .link import Link
 from .unpatched import original
@@ -181,4 +183,9 @@ def _after_fork() -> None:
     _aborted_at = float("-inf")
 
 
+def _prepare(engine: Engine) -> None:
+    cancel.prepare(engine.dialect)
+
+
 fork.on_fork(_after_fork)
+registry.on_engine(_prepare)

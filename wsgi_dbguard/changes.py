@@ -21,14 +21,13 @@ from typing import Any, NamedTuple
 from . import arguments
 from .arguments import HIDDEN, Argument, Reading
 from .patterns import lazily
+from .statements import ANYTHING, LONGEST, touches_long
 
-__all__ = ["ANYTHING", "COMMIT", "DATABASE", "ROLLBACK", "TRANSACTION_NAMES", "Change", "changes", "touches"]
+__all__ = ["ANYTHING", "COMMIT", "DATABASE", "ROLLBACK", "TRANSACTION_NAMES", "Change", "changes"]
 
-ANYTHING = "anything"  # not to be put right
 COMMIT = "commit"
 ROLLBACK = "rollback"  # of the transaction, or to a savepoint
 DATABASE = "database()"
-_LONGEST = 4096  # characters: a longer statement is full of data, and not worth its place in a cache
 
 
 class Change(NamedTuple):
@@ -52,39 +51,9 @@ class _Call(NamedTuple):
     plain: bool = False  # made once for each time that the statement is sent
 
 
-_WORDS = (
-    r"(?:set|reset|use|discard|listen|unlisten|lock|unlock|flush|prepare|deallocate|declare|close|commit|end|rollback"
-    r"|abort|drop|do|call|get|load|execute\s+immediate|begin\s+not)\b"
-)
-_TOUCHES = re.compile(
-    rf"""(?:^|;|\*/|/\*M?!\d*+)(?:\s|--[^\n\r]*+|\#[^\n]*+)*+{_WORDS}
-    | \b(?:pg_)?temp(?:orary|_\d+)?\b | \bset_config\b | _advisory_(?:un)?lock | \b(?:get|release)_lock
-    | \brelease_all_locks | \bpg_settings\b | \binto\s*+(?:@|/\*|--|\#) | :=""",
-    re.IGNORECASE | re.VERBOSE,
-)
-_BEGINS = lazily(rf"(?:\s|/\*(?!M?!)(?:[^*]++|\*(?!/))*+\*/|--[^\n\r]*+|\#[^\n]*+)*+{_WORDS}", re.IGNORECASE)
-_MARKS = (";", "@", "/*!", "/*m!", "temp", "set_config", "_advisory_lock", "get_lock", "pg_settings")
-
-
-def touches(statement: str) -> bool:
-    """Whether `statement` may change such a thing: a cheap look, to be followed by `changes`."""
-    # Optimization: SQLAlchemy sends the same few texts again and again. To search a long one is dear.
-    return _touches(statement) if len(statement) <= _LONGEST else _touches_long(statement)
-
-
-@lru_cache(maxsize=512)
-def _touches(statement: str) -> bool:
-    return _TOUCHES.search(statement) is not None
-
-
-def _touches_long(statement: str) -> bool:
-    lower = statement.lower()
-    return any(mark in lower for mark in _MARKS) or _BEGINS.match(statement) is not None
-
-
 def changes(statement: str, parameters: Any, dialect: str) -> tuple[Change, ...]:
     """What `statement` changes with `parameters` (the driver's); `dialect` is SQLAlchemy's name of the database."""
-    parse = _parse if len(statement) <= _LONGEST else _parse.__wrapped__
+    parse = _parse if len(statement) <= LONGEST else _parse.__wrapped__
     parsed = parse(statement, dialect == "postgresql")
     called = (each if isinstance(each, Change) else _called(each, parameters) for each in parsed)
     return tuple(each for each in called if each)
@@ -92,12 +61,12 @@ def changes(statement: str, parameters: Any, dialect: str) -> tuple[Change, ...]
 
 @lru_cache(maxsize=256)
 def _parse(statement: str, postgresql: bool) -> tuple[Change | _Call, ...]:
-    long = len(statement) > _LONGEST
+    long = len(statement) > LONGEST
     readings = arguments.readings(statement, postgresql, short=long)
     doubtful = len(readings) > 1 or any(mark in statement for mark in _DOUBTFUL)
     found: list[Change | _Call] = []
     for reading in readings:
-        if not long or _touches_long(reading.code):
+        if not long or touches_long(reading.code):
             each = _read(reading, postgresql, doubtful=long or doubtful or not reading.closed)
             found += each if not found else [one for one in each if one not in found]
     if not any(reading.closed for reading in readings):

@@ -21,7 +21,7 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.engine import Dialect
 
-from . import breaker, cancel, fork, registry
+from . import breaker, fork, registry
 from .config import GuardConfig
 from .errors import SettingError
 from .patterns import lazily
@@ -122,7 +122,6 @@ def _guard(engine: Engine, config: GuardConfig, *, explicit: bool, changed: bool
         known = _guards.get(engine.dialect) or breaker.guard_of(engine.pool)  # which another engine may have as well
         if known is None:
             known = PoolGuard(engine, config, name=_name(engine), explicit=explicit)
-            cancel.prepare(engine.dialect)
         elif changed:
             if known.explicit and not known.config.same_pool(config):
                 raise SettingError(f"{known.name} is guarded with other settings already: {known.config}")

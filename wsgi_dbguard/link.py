@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import exc
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
-from . import quirks, sockets, stacks
+from . import sockets, stacks
 from .process import here
 
 if TYPE_CHECKING:
@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     from .rollbacks import Quiet
     from .watchdog import Deadline
 
-__all__ = ["KEY", "SUSPECT", "UNKNOWN", "Link", "Retired"]
+__all__ = ["KEY", "SUSPECT", "UNKNOWN", "Link", "Retired", "has_quirks"]
 
 KEY = "wsgi_dbguard"  # in ConnectionPoolEntry.info
 SUSPECT = "suspect"  # it may lead to a server that has become read-only
 UNKNOWN = object()
+_QUIRKY = frozenset({"mariadb", "mysql", "pg8000"})  # drivers' top packages
 
 
 def _nothing() -> None:
@@ -57,6 +58,11 @@ def _in_memory(connection: Any) -> bool:
         return not cursor.execute("PRAGMA database_list").fetchone()[2]
     except Exception:  # an encrypted database answers nothing yet; it is a file
         return False
+
+
+def has_quirks(connection: Any) -> bool:
+    """Whether there may be something for `quirks` to mend, which is not imported where there is not."""
+    return type(connection).__module__.partition(".")[0] in _QUIRKY
 
 
 def _server_id(connection: Any) -> int | None:
@@ -133,7 +139,10 @@ class Link:
         self.peer: Any
         self.local, self.peer = (None, None) if self.fd is None else sockets.ends(self.fd)
         self.in_memory = self.fd is None and _in_memory(connection)
-        quirks.mend_streams(connection)
+        if has_quirks(connection):
+            from . import quirks
+
+            quirks.mend_streams(connection)
         self.opened_at = opened_at or stacks.render(stacks.place())
         self.entry: Callable[[], ConnectionPoolEntry | None]  # None once it was collected, or for one without a pool
         self.entry = _nothing if entry is None else weakref.ref(entry)

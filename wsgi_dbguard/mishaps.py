@@ -7,11 +7,12 @@ error that the application gets is the guard's own where that says more.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from sqlalchemy.engine import ExceptionContext
 
-from . import canceller, failures
+from . import failures
 from .errors import DatabaseUnavailable, OutcomeUnknown
 from .failover import refused
 from .failures import Failure
@@ -41,7 +42,7 @@ def hear(guard: PoolGuard, context: ExceptionContext) -> DatabaseUnavailable | O
     if link is None or link.guard is not guard:
         return None
     if not isinstance(context.original_exception, Exception) and context.statement is not None:
-        canceller.interrupted(link, context.statement)
+        _stop(link, context.statement)
     failure = failures.classify(context.original_exception)
     if failure is Failure.DISCONNECT:
         context.is_disconnect = True  # the drivers' dialects do not know all of them
@@ -73,6 +74,14 @@ def hear(guard: PoolGuard, context: ExceptionContext) -> DatabaseUnavailable | O
     if in_doubt and isinstance(context.original_exception, Exception):
         return OutcomeUnknown(None, None, context.original_exception, connection_invalidated=context.is_disconnect)
     return None
+
+
+def _stop(link: Link, statement: str) -> None:
+    """The query was interrupted here: have the server end it as well."""
+    with contextlib.suppress(ImportError, OSError):  # such as out of descriptors
+        from . import canceller  # here: a process that is not interrupted has no use for it
+
+        canceller.interrupted(link, statement)
 
 
 def _not_opened(guard: PoolGuard, context: ExceptionContext) -> DatabaseUnavailable | None:

@@ -28,22 +28,24 @@ import weakref
 from collections import Counter
 from os import getpid
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, event, exc
 from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool, SingletonThreadPool, StaticPool
 
-from . import checkout, connecting, flags, fork, housekeeping, liveness, mishaps, quirks, registry, sockets, tally
+from . import checkout, connecting, flags, fork, housekeeping, liveness, mishaps, registry, sockets, tally
 from .breaker import Breaker
 from .config import GuardConfig
 from .events import note
 from .failover import Failover
-from .link import SUSPECT, Link, Retired
+from .link import SUSPECT, Link, Retired, has_quirks
 from .process import here
 from .request import current
-from .variables import Variables
 from .watchdog import Deadline
+
+if TYPE_CHECKING:
+    from .variables import Variables
 
 __all__ = ["PoolGuard"]
 
@@ -75,6 +77,7 @@ class PoolGuard:
         self._replaced: Counter[str] = Counter()
         self._retired: Counter[str] = Counter()
         self._links: set[Link] = set()
+        self.failover = Failover()  # what is known of the server is as true in a child
         self.reset()
         self.configure(config)
         # SQLite has no server to lose, and async drivers live on an event loop that is not WSGI's.
@@ -122,11 +125,11 @@ class PoolGuard:
         self.lock = threading.RLock()
         self.breaker.reset()
         for each in (self._counts, self._replaced, self._retired, self._links):
-            each.clear()
+            if each:
+                each.clear()
         self._past_checkouts = 0  # of links that are gone
-        self.failover = Failover()
         self._condemned = -_INFINITE  # when all connections that there were were condemned
-        self._variables = Variables()
+        self._variables: Variables | None = None  # no request has left a setting
 
     def stats(self) -> dict[str, Any]:
         """Counts since this process began, and gauges (`connections`, `idle`) of now.
@@ -150,7 +153,7 @@ class PoolGuard:
             "checkouts": past + sum(link.uses for link in mine),
             "connects": self._counts["connects"],
             "pings": self._counts["pings"],
-            "restored": self._variables.restored,
+            "restored": 0 if self._variables is None else self._variables.restored,
             "retired": self._retired.total(),
             "invalidations": self._counts["invalidations"],
             "away": self.breaker.away,
@@ -217,9 +220,14 @@ class PoolGuard:
                 logger.warning("%s: this driver does not tell its socket; connections are checked by ping only", self)
         else:
             link.look = sockets.watch(link.fd)
-            quirks.mend(link.connection())
+            connection = link.connection()
+            if has_quirks(connection):
+                from . import quirks
+
+                quirks.mend(connection)
         link.flags = flags.reader(link.connection())
-        self._variables.expect(link)
+        if self._variables is not None:
+            self._variables.expect(link)
         housekeeping.ensure(self)
 
     def forget(self, link: Link) -> None:
@@ -253,7 +261,7 @@ class PoolGuard:
             if link.born < self._condemned:
                 link.doomed = doom = "condemned"
         elif not link.uses:  # fresh
-            if link.changed is not None:
+            if link.changed is not None and self._variables is not None:
                 self._variables.learn(self.dialect, connection, link, self.config.ping_timeout)
             return
         if doom == SUSPECT:
@@ -275,10 +283,18 @@ class PoolGuard:
             if not liveness.ping(self.dialect, connection, link, self.config.ping_timeout):
                 self.condemn(link, "did not answer a ping")
                 raise self.replace("ping", link)
-        if link.changed is not None and not self._variables.restore(
-            self.dialect, connection, link, self.config.ping_timeout
-        ):
+        if link.changed is not None and not self._restore(connection, link):
             raise self.replace("changed", link)
+
+    def _restore(self, connection: Any, link: Link) -> bool:
+        """Put back what requests have changed on it; False if it cannot be used any more."""
+        if self._variables is None:
+            try:  # here: most applications change nothing that outlives a request
+                from .variables import Variables
+            except (ImportError, OSError):  # such as out of descriptors
+                return False
+            self._variables = Variables()
+        return self._variables.restore(self.dialect, connection, link, self.config.ping_timeout)
 
     def _overdue(self, link: Link, now: float) -> str | None:
         if now > link.expires:

@@ -13,9 +13,9 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.pool import PoolProxiedConnection
 
-from .changes import ANYTHING, COMMIT, ROLLBACK, Change, changes
 from .link import KEY, Link
 from .request import Request
+from .statements import ANYTHING
 
 __all__ = ["committed", "has_ended", "has_failed", "keeps_a_lock", "note", "rolled_back"]
 
@@ -30,9 +30,14 @@ def keeps_a_lock(link: Link) -> bool:
 
 
 def note(connection: Connection, statement: str, parameters: Any, request: Request) -> None:
-    """`statement`, for which `changes.touches`, is about to be sent."""
+    """`statement`, for which `statements.touches`, is about to be sent."""
     link = _link(connection.connection)
     if link is None or link.guard is None:
+        return
+    try:  # here: most applications send no such statement
+        from .changes import COMMIT, ROLLBACK, Change, changes
+    except (ImportError, OSError):  # such as out of descriptors; to be closed then
+        _apply(link, ANYTHING, changed=True)
         return
     transaction: bool | None = None
     for each in changes(statement, parameters, connection.dialect.name):

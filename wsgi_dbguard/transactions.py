@@ -36,10 +36,10 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import PoolProxiedConnection
 
 from . import checkout, failover, sessions, state
-from .changes import touches
 from .patterns import lazily
 from .request import Request, current, unseen
 from .sessions import SESSION
+from .statements import touches
 
 __all__ = ["commits_by_itself", "hides", "may_have_written", "on_rollback", "only_reads", "sent", "watch"]
 

@@ -19,9 +19,10 @@ from typing import Any
 
 from sqlalchemy.engine.interfaces import Dialect
 
-from .changes import ANYTHING, DATABASE, TRANSACTION_NAMES
+from .changes import DATABASE, TRANSACTION_NAMES
 from .link import Link
 from .patterns import lazily
+from .statements import ANYTHING
 from .watchdog import Deadline
 
 __all__ = ["Variables"]
