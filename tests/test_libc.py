@@ -45,7 +45,7 @@ def test_there_is_no_function_of_that_name() -> None:
 
 
 def test_there_is_none_where_python_has_no_ctypes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ctypes", None)
+    monkeypatch.setitem(sys.modules, "_ctypes", None)
     monkeypatch.setattr(libc, "_library", libc._library.__wrapped__)
     assert libc.function("getpid") is None
 
@@ -63,3 +63,10 @@ def test_a_look_at_a_socket_lets_no_other_thread_in(turns: list[int]) -> None:
         while turns[0] == before and time.monotonic() < until:
             sockets.happened(ours.fileno())  # by Python's own poll
         assert turns[0] > before
+
+
+@linux
+def test_a_function_finds_what_it_is_referred_to() -> None:
+    compare = libc.function("strcmp")
+    assert compare(libc.reference(b"same\0"), libc.reference(b"same\0")) == 0
+    assert compare(libc.reference(b"same\0"), libc.reference(b"other\0")) > 0

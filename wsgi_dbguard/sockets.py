@@ -98,11 +98,8 @@ def watch(fd: int) -> Look:
     poll = libc.function("poll")
     if poll is None:
         return functools.partial(happened, fd)
-    import ctypes
-
     # Optimization: made once, a partial, and numbers as they are (libffi widens them): this runs at each checkout.
-    asked = ctypes.create_string_buffer(_POLLFD.pack(fd, _EVENTS, 0), _POLLFD.size)
-    return functools.partial(poll, ctypes.byref(asked), 1, 0)
+    return functools.partial(poll, libc.reference(_POLLFD.pack(fd, _EVENTS, 0)), 1, 0)
 
 
 def happened(fd: int) -> int:
