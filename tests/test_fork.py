@@ -77,6 +77,18 @@ def held_connections(forks: Forks, urls: list[str], late: bool) -> dict[str, Any
     return {"child": forks.child(live), "parent": held.in_parent()}
 
 
+def detached_alone(forks: Forks, url: str) -> Any:
+    """What a child's connection says that is the parent's, is detached, and has nothing beside it in use."""
+    forks.guard()
+    connection = create_engine(url).connect()
+    connection.detach()
+
+    def closed_for_the_child() -> bool:
+        return connection.invalidated
+
+    return forks.child(closed_for_the_child)
+
+
 def every_pool(forks: Forks, url: str, guarded: bool) -> list[str]:
     """The kinds of pools with which a child works on its parent's connection."""
     if guarded:
@@ -288,6 +300,13 @@ def test_whoever_holds_a_connection_of_the_parent_gets_one_of_the_childs(
     late: bool, urls: list[str], scenario: Scenario
 ) -> None:
     assert scenario(held_connections, urls=urls, late=late) == {"child": [], "parent": []}
+
+
+@EACH_DRIVER
+def test_a_detached_connection_is_taken_away_though_its_pool_is_idle(
+    driver: str, postgres: PostgreSQL, scenario: Scenario
+) -> None:
+    assert scenario(detached_alone, url=postgres.url(driver)) is True
 
 
 @EACH_DRIVER

@@ -75,6 +75,7 @@ class Breaker:
         self.config = config
         self.opened: Callable[[float], object] | None = None  # told how many seconds it took to open a connection
         self._dialect: Callable[[], Dialect | None] = lambda: None  # of the engine whose connections it opens
+        self._waiters: deque[_Waiter] = deque()
         self.reset()
 
     def reset(self) -> None:
@@ -86,7 +87,8 @@ class Breaker:
         self._next_probe = 0.0
         self._reached_at = float("-inf")
         self._failures = 0  # in a row
-        self._waiters: deque[_Waiter] = deque()
+        if self._waiters:
+            self._waiters = deque()
         self.outages = 0
         self.refused = 0  # callers that were told at once, or waited in vain
         self.held = 0  # callers that waited

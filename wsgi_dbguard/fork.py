@@ -9,8 +9,8 @@ multiprocessing, Celery), through the uWSGI hook, and as the last net from the c
 2. the DBAPI object is kept for ever, so that no destructor runs, and its pool entry is emptied;
 3. the SQLAlchemy `Connection` objects on it are invalidated: a Session that was in a transaction says so
    (PendingRollbackError) until it is rolled back, then works, by SQLAlchemy's own rules; raw connections are closed;
-4. every engine gets a fresh pool (``dispose(close=False)``), but for a `QueuePool` that nothing was checked out of: it
-   has no entry then, or an emptied one, which connects anew when it is taken.
+4. every engine gets a fresh pool (``dispose(close=False)``), but for a `QueuePool` that nothing was checked out of: its
+   entries are put aside, to be kept for ever as well.
 
 What the parent's other threads keep in thread-local storage is let go of in the child before any handler runs there:
 a ``raw_connection()`` would be rolled back on the parent's wire. So the thread that forks holds these meanwhile.
@@ -25,7 +25,6 @@ connections in the child must be registered after this package is imported.
 
 from __future__ import annotations
 
-import _ctypes  # what ctypes is made of: that itself takes a millisecond to import
 import _socket
 import _thread
 import contextlib
@@ -33,7 +32,6 @@ import logging
 import mmap
 import os
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Container, Iterable
 from types import FrameType
@@ -56,7 +54,9 @@ pid = os.getpid()  # of the process that everything in this package belongs to
 _turns: dict[int, Any] = {}  # by pid: a lock that some thread of another process may hold is never asked for
 _graveyard: list[object] = []  # the parent's DBAPI connections, and the queues of its pools
 # Kept for ever: the interpreter's exit collects what modules refer to, so that is not enough.
-with contextlib.suppress(AttributeError):  # only CPython counts references
+with contextlib.suppress(ImportError, AttributeError):  # only CPython counts references
+    import _ctypes  # what ctypes is made of: that itself takes a millisecond to import
+
     _ctypes.Py_INCREF(_graveyard)
 _told = mmap.mmap(-1, 1)  # shared by all children of this process: is the warning out?
 _SUBPROCESS = frozenset({"subprocess", "gevent.subprocess"})
@@ -245,18 +245,25 @@ def _first_again(pool: Pool) -> None:
 def _renew(pool: Pool) -> bool:
     """Make it as good as a new one, where its entries lie there all together; whether it is now. In a process `alone`.
 
-    Not so where a thread of the parent has one, or is opening one: its place would be lost. By SQLAlchemy's private
-    names. Its locks are new as well: to free the old ones would touch more.
+    Not so where a thread of the parent has one, is opening one, or has a lock: its place would be lost. By SQLAlchemy's
+    private names.
     """
     if type(pool) is not QueuePool:
         return False
-    old: Any = pool._pool
-    if len(old.queue) != old.maxsize + pool._overflow:
+    queue: Any = pool._pool
+    if not queue.mutex.acquire(blocking=False):
         return False
-    _graveyard.append(old)
-    pool._pool = type(old)(old.maxsize, old.use_lifo)
-    pool._overflow = -old.maxsize
-    pool._overflow_lock = threading.Lock()
+    try:
+        entries = queue.queue
+        waiters = queue.not_empty._waiters or queue.not_full._waiters
+        if waiters or pool._overflow_lock.locked() or len(entries) != queue.maxsize + pool._overflow:
+            return False
+        if entries:
+            pool._overflow = -queue.maxsize
+            _graveyard.append(entries)
+            queue.queue = type(entries)()
+    finally:
+        queue.mutex.release()
     return True
 
 

@@ -243,7 +243,8 @@ def _after_fork() -> None:
     global _lock, _key
     _lock = threading.Lock()  # a thread that is not here may have held it
     _key = f"wsgi_dbguard.requests of {os.getpid()}"
-    suspect()
+    if _strays:
+        suspect()
 
 
 fork.on_fork(_after_fork)

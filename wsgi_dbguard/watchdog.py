@@ -112,4 +112,5 @@ class Deadline:
 def reset_after_fork() -> None:
     """Forget the parent's deadlines: the thread that watched them does not exist in a forked child."""
     global _watchdog
-    _watchdog = _Watchdog()
+    if _watchdog.next_due is not None or _watchdog.mutex.locked():
+        _watchdog = _Watchdog()
