@@ -26,7 +26,8 @@ from wsgi_dbguard.lab.postgres import PostgreSQL, ServerMissing
 Server = PostgreSQL | MariaDB
 
 # PyMySQL reads the system's authorities anew for each connection, some 20 ms of CPU, and then asks none of them. Those
-# that a test trusts it names.
+# that a test trusts it names; what downloads has `own_environment`.
+_environment = dict(os.environ)
 os.environ["SSL_CERT_FILE"] = os.devnull
 
 # No limits of time, which a busy machine exceeds, and the same examples in each run.
@@ -174,6 +175,12 @@ def every_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of ``DBGuard(app)`` or `guard_all`: engines that are made after the test are not guarded."""
     monkeypatch.setattr(guards, "_everywhere", None)
     monkeypatch.setattr(registry, "_listeners", [])
+
+
+@pytest.fixture
+def own_environment() -> dict[str, str]:
+    """The environment as the tests were given it, in which the system's authorities are known."""
+    return _environment.copy()
 
 
 @pytest.fixture

@@ -18,12 +18,12 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_every_file_of_deploy_and_finds_them(tmp_path: Path) -> None:
+def test_the_wheel_holds_every_file_of_deploy_and_finds_them(tmp_path: Path, own_environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path)]
     isolated = importlib.util.find_spec("hatchling") is None
     if not isolated:
         command.append("--no-isolation")
-    result = subprocess.run([*command, str(ROOT)], capture_output=True, text=True, timeout=240)
+    result = subprocess.run([*command, str(ROOT)], env=own_environment, capture_output=True, text=True, timeout=240)
     if result.returncode != 0 and isolated and "hatchling" in result.stdout + result.stderr:
         pytest.skip("hatchling is not installed and cannot be downloaded")
     assert result.returncode == 0, result.stdout + result.stderr

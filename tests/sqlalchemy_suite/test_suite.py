@@ -13,8 +13,8 @@ CANNOT_DOWNLOAD = 75
 
 
 @pytest.mark.slow
-def test_sqlalchemys_own_pool_tests_pass_with_every_pool_guarded() -> None:
-    done = subprocess.run([sys.executable, RUN], capture_output=True, text=True)
+def test_sqlalchemys_own_pool_tests_pass_with_every_pool_guarded(own_environment: dict[str, str]) -> None:
+    done = subprocess.run([sys.executable, RUN], env=own_environment, capture_output=True, text=True)
     if done.returncode == CANNOT_DOWNLOAD:
         pytest.skip(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
