@@ -33,6 +33,7 @@ from .drivers import DRIVERS
 from .process import Child, wait_until
 from .provision import ServerMissing, program
 from .server import NAME, DatabaseServer
+from .template import fill
 
 __all__ = ["MariaDB", "ServerMissing"]
 
@@ -184,12 +185,12 @@ class MariaDB(DatabaseServer):
         if self.tls:
             self._certify()
         if not (self.directory / "mysql").exists():
-            self._bootstrap()
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._give(self.directory)
+            fill(self.directory, (self.name, tuple(self.settings.items())), self._bootstrap)
 
     def _bootstrap(self) -> None:
         """What mariadb-install-db does, which needs the client's package, less the 2.5 MB of help texts."""
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._give(self.directory)
         share = self._program.parent.parent / "share" / "mysql"
         tables = [(share / name).read_text() for name in _TABLES]
         sql = "\n".join(["create database mysql;", "use mysql;", "set @auth_root_socket = null;", *tables, _ACCOUNTS])

@@ -33,6 +33,7 @@ from sqlalchemy import URL
 from .process import Child, gone, wait_until
 from .provision import ServerMissing, postgresql, reachable
 from .server import NAME, DatabaseServer
+from .template import fill
 
 __all__ = ["PostgreSQL", "ServerMissing"]
 
@@ -77,10 +78,10 @@ class PostgreSQL(DatabaseServer):
         system: bool = False,
         directory: Path | None = None,
     ) -> None:
-        installation = postgresql(system=system or tls)
+        self._installation = postgresql(system=system or tls)
         super().__init__({**SETTINGS, **(settings or {})}, tls=tls, directory=directory)
         with self._closed_on_error():
-            self._bin = reachable(installation, self._private / "install", self._account) / "bin"
+            self._bin = reachable(self._installation, self._private / "install", self._account) / "bin"
             told = subprocess.run([self._bin / "postgres", "--version"], capture_output=True, text=True, check=True)
             self.version = re.sub(r"^.*\(PostgreSQL\) (\S+).*$", r"\1", told.stdout.strip())
 
@@ -160,7 +161,9 @@ class PostgreSQL(DatabaseServer):
 
     def _configure(self) -> None:
         if not (self.directory / "PG_VERSION").exists():
-            self._initdb()
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._give(self.directory)
+            self._make_cluster()
         settings = {
             **self.settings,
             "listen_addresses": self.host,
@@ -173,9 +176,11 @@ class PostgreSQL(DatabaseServer):
         quoted = {name: value.replace("\\", "\\\\").replace("'", "''") for name, value in settings.items()}
         self._write(self.directory / "dbguard.conf", "".join(f"{name} = '{value}'\n" for name, value in quoted.items()))
 
+    def _make_cluster(self) -> None:
+        """In its directory, which is empty."""
+        fill(self.directory, (self.name, self._installation), self._initdb)
+
     def _initdb(self) -> None:
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._give(self.directory)
         # With TZ set it need not search for a name.
         options = ["--username", NAME, "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
         with self._run(self._bin / "initdb", "-D", self.directory, "--no-instructions", *options) as initdb:

@@ -51,9 +51,7 @@ class Standby(PostgreSQL):
             gone = "select not exists (select from pg_stat_wal_receiver)"
             wait_until(lambda: self.query(gone)[0][0], timeout=PATIENCE, what="the end of its receiver")
 
-    def _initdb(self) -> None:
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._give(self.directory)
+    def _make_cluster(self) -> None:
         source = f"host={self._primary.socket_directory} port={self._primary.port} user={NAME}"
         # The slot has the primary keep what this standby has not received yet, also while it is away: the next
         # checkpoint, of the next standby's copy for example, would remove it, and this one would never catch up.
