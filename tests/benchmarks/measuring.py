@@ -32,7 +32,8 @@ Samples = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is done. `seconds`: of one sample; `served`: these contenders only under servers."""
+    """How much is done. `seconds`: of one sample; `served`: these contenders only under servers; `load_lives`: how
+    often a server of which the goals speak is started anew."""
 
     rounds: int
     seconds: float
@@ -40,7 +41,8 @@ class Effort:
     servers: tuple[str, ...] = ("gunicorn sync", "gunicorn gthread", "gunicorn gevent", "uWSGI")
     served_delays: tuple[float, ...] = (0.0, 0.001)
     served: tuple[str, ...] | None = None
-    load_rounds: int = 9
+    load_rounds: int = 5
+    load_lives: int = 9
     load_seconds: int = 2
     engines: tuple[int, ...] = (1, 10, 100)
     starts: int = 5
@@ -55,6 +57,7 @@ QUICK = Effort(
     delays=(0.0, 0.001),
     servers=("gunicorn gthread",),
     load_rounds=2,
+    load_lives=2,
     load_seconds=1,
     engines=(1, 10),
     starts=2,
@@ -69,6 +72,7 @@ SMOKE = Effort(
     served_delays=(0.0,),
     served=("nothing", "pool_pre_ping", "guard"),
     load_rounds=1,
+    load_lives=1,
     load_seconds=1,
     engines=(1,),
     starts=1,

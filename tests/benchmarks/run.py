@@ -2,7 +2,8 @@
 
     .ci/venv python tests/benchmarks/run.py             # half an hour
     .ci/venv python tests/benchmarks/run.py --quick     # three minutes
-    .ci/venv python tests/benchmarks/run.py --only checkouts --only growth --json figures.json
+    .ci/venv python tests/benchmarks/run.py --only checkouts --delay 0 --delay 1 --json figures.json
+    .ci/venv python tests/benchmarks/run.py --only served --server "gunicorn gthread"
 
 All contenders run in one process and in turns (how time is taken: measuring.py); under servers, each has a server of
 its own and they are loaded in turns. Ratios come first, as they hold on other machines too; then medians with the
@@ -24,6 +25,7 @@ import os
 import platform
 import sys
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,16 +46,25 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rounds, delays, servers: three minutes")
     parser.add_argument("--smoke", action="store_true", help="as little as possible: whether it runs at all")
     parser.add_argument("--only", action="append", choices=PARTS, help="this part; may be repeated")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--delay", action="append", type=float, metavar="MS", help="so far away; may be repeated")
+    parser.add_argument("--server", action="append", choices=FULL.servers, help="under this one; may be repeated")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well, after each part")
     parser.add_argument("--profile", action="store_true", help="and where the time goes")
     args = parser.parse_args()
     effort = SMOKE if args.smoke else QUICK if args.quick else FULL
+    if args.delay:
+        delays = tuple(each / 1000 for each in args.delay)
+        effort = replace(effort, delays=delays, served_delays=delays)
+    if args.server:
+        effort = replace(effort, servers=tuple(args.server))
     console = Console(width=190, highlight=False)
     begun, load = time.monotonic(), os.getloadavg()[0]
     report = Report(lambda line: print(f"{time.monotonic() - begun:5.0f} s  {line}", file=sys.stderr))
     sys.path.insert(0, str(APPS))  # the contenders are there
     for part in args.only or PARTS:
         importlib.import_module(part).run(effort, report)
+        if args.json:
+            args.json.write_text(json.dumps(_as_dict(report, load), indent=1))
     tables: dict[str, list[Row]] = {}
     for row in report.rows:
         title = f"{row.what}, {row.unit}{f' ({row.clock})' if row.clock else ''}"

@@ -105,7 +105,7 @@ Start = Callable[[], AbstractContextManager[dict[str, Server]]]
 
 def _load(effort: Effort, wrk: Path, kind: str, start: Start, samples: dict[str, Samples]) -> None:
     shuffle = random.Random(1).sample
-    lives, rounds = (effort.load_rounds, 1) if kind == GTHREAD else (1, effort.load_rounds)
+    lives, rounds = (effort.load_lives, 1) if kind == GTHREAD else (1, effort.load_rounds)
     for _ in range(lives):
         with start() as servers:
             for number in range(-1, rounds):  # the first warms up
