@@ -14,7 +14,7 @@ import logging
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextvars import Context, copy_context
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from . import answers, events, failover, frameworks, leaks, sessions, tally
 from .answers import Problem
@@ -26,7 +26,20 @@ from .replay import Budget, RecordedInput, leaves_writes, reason_against
 from .request import Request, arrivals, current
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+    class Guard(Protocol):
+        """What is the same for all requests of a `DBGuard`, which is one."""
+
+        app: WSGIApplication
+        config: GuardConfig
+        observes: bool  # whether `leaks.observe` has anything to do
+        budget: Budget
+        render: WSGIApplication | None
+        requests: int  # that have come so far
+
 
 __all__ = ["REQUEST", "Exchange"]
 
@@ -40,17 +53,6 @@ _MADE: frozenset[type] = frozenset({type(iter([])), type(iter(()))})  # iterator
 _AWAY = frozenset({Failure.DISCONNECT, Failure.UNAVAILABLE, Failure.READ_ONLY, Failure.DEADLINE})
 _CONFLICTS = frozenset({Failure.SERIALIZATION, Failure.DEADLOCK})
 _AGAIN = object()  # a verdict: run the application once more
-
-
-class Guard(Protocol):
-    """What is the same for all requests of a `DBGuard`, which is one."""
-
-    app: WSGIApplication
-    config: GuardConfig
-    observes: bool  # whether `leaks.observe` has anything to do
-    budget: Budget
-    render: WSGIApplication | None
-    requests: int  # that have come so far
 
 
 class Exchange:

@@ -11,19 +11,22 @@ from __future__ import annotations
 
 import mmap
 import os
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Here(Protocol):
+        """A row of one byte."""
+
+        def __getitem__(self, index: int) -> int: ...
+        def __setitem__(self, index: int, value: int) -> None: ...
+
 
 __all__ = ["claim", "here"]
 
 _WIPE_ON_FORK = 18  # MADV_WIPEONFORK in <linux/mman.h>; the module mmap does not name it
 _NO_ADVICE = -1
-
-
-class Here(Protocol):
-    """A row of one byte."""
-
-    def __getitem__(self, index: int) -> int: ...
-    def __setitem__(self, index: int, value: int) -> None: ...
 
 
 class _ByPid:

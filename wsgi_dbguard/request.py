@@ -10,12 +10,14 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Set
 from contextvars import ContextVar
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, ref
 
 from .failures import Failure
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from sqlalchemy import Connection
     from sqlalchemy.engine import Dialect
     from sqlalchemy.orm import Session
@@ -24,25 +26,25 @@ if TYPE_CHECKING:
     from .link import Link
     from .stacks import Trace
 
-__all__ = ["NOTHING", "SAFE_METHODS", "Extra", "Owner", "Request", "arrivals", "current", "tokens", "unseen"]
+    class Extra(Protocol):
+        """What an optional module keeps with one attempt of a request."""
+
+        def depart(
+            self, request: Request, headers: list[tuple[str, str]], *, failed: bool = False
+        ) -> list[tuple[str, str]]:
+            """The response's headers, just before they leave; or others in their place.
+
+            `failed`: it is not the application's response, but the guard's in its place: the database failed it.
+            """
+
+
+__all__ = ["NOTHING", "SAFE_METHODS", "Owner", "Request", "arrivals", "current", "tokens", "unseen"]
 
 NOTHING: Set[Any] = frozenset()  # most requests never write, and a WeakSet takes a while to make
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})  # RFC 9110, 9.2.1; TRACE is no application's
 
 Owner = list[str]
 """Whose a connection is, in words: the little that the pool may keep of a request, for longer than there is one."""
-
-
-class Extra(Protocol):
-    """What an optional module keeps with one attempt of a request."""
-
-    def depart(
-        self, request: Request, headers: list[tuple[str, str]], *, failed: bool = False
-    ) -> list[tuple[str, str]]:
-        """The response's headers, just before they leave; or others in their place.
-
-        `failed`: it is not the application's response, but the guard's in its place: the database failed it.
-        """
 
 
 class _Attempt:
