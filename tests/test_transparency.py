@@ -143,6 +143,13 @@ class BadlyClosingChunks(Chunks):
         raise ApplicationError("at close")
 
 
+class Recording(ClosingChunks):
+    """Answers for what it wraps, and has no AttributeError for what that does not have."""
+
+    def __getattr__(self, name: str) -> object:
+        return vars(self)["recorded"][name]
+
+
 class ListWithClose(list[bytes]):
     def close(self) -> None:
         self.clear()
@@ -253,6 +260,7 @@ APPLICATIONS: dict[str, WSGIApplication] = {
 } | {
     "iterable": returns(lambda: Chunks(b"one", b"two")),
     "closing_iterable": returns(lambda: ClosingChunks(b"one", b"two")),
+    "answers_for_another": returns(lambda: Recording(b"one", b"two")),
     "one_sized_chunk": returns(lambda: SizedChunks(b"one")),
     "two_sized_chunks": returns(lambda: SizedChunks(b"one", b"two")),
     "list_with_close": returns(lambda: ListWithClose([b"one"])),

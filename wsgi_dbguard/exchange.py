@@ -164,7 +164,10 @@ class Exchange:
         if iterator is None:
             return body
         # The class alone would tell, but to ask an object is cheaper, and most have no length.
-        sized = getattr(body, "__len__", None) is not None and hasattr(type(body), "__len__")
+        try:
+            sized = getattr(body, "__len__", None) is not None and hasattr(type(body), "__len__")
+        except Exception:  # of a __getattr__ of its own: the class has none
+            sized = False
         return (SizedBody if sized else Body)(self, body, iterator, first, context)
 
     # Towards the application
