@@ -57,3 +57,38 @@ def test_what_a_signal_handler_may_need_is_there_before(run_python: Callable[...
     """`canceller.abort` is called by one: whoever imports it in time has what it needs for engines made later."""
     pytest.importorskip("psycopg2")
     assert run_python(PREPARED) == "1\n"
+
+
+FORKED = """
+import importlib, os, signal, sys, threading, warnings
+import wsgi_dbguard
+
+class Slow:
+    begun, goes_on = threading.Event(), threading.Event()
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name == "wsgi_dbguard.changes":
+            cls.begun.set()
+            cls.goes_on.wait()
+
+warnings.simplefilter("ignore")  # of a fork with threads
+sys.meta_path.insert(0, Slow)
+thread = threading.Thread(target=importlib.import_module, args=["wsgi_dbguard.changes"])
+thread.start()
+Slow.begun.wait()
+sys.setswitchinterval(10)  # nobody lets the thread go on but who waits for it
+os.register_at_fork(before=Slow.goes_on.set)  # comes before the guard's
+if (child := os.fork()) == 0:
+    signal.alarm(10)
+    import wsgi_dbguard.changes
+    os._exit(0)
+thread.join()
+print(os.waitpid(child, 0)[1])
+"""
+
+
+def test_what_another_thread_was_importing_at_a_fork_can_be_imported_in_the_child(
+    run_python: Callable[..., str],
+) -> None:
+    assert run_python(FORKED) == "0\n"

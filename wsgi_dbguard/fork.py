@@ -25,9 +25,11 @@ connections in the child must be registered after this package is imported.
 
 from __future__ import annotations
 
+import _frozen_importlib
 import _socket
 import _thread
 import contextlib
+import importlib
 import logging
 import mmap
 import os
@@ -331,6 +333,7 @@ def _hold() -> None:
     Connections and Sessions need no more than this: only the pool's proxy and the driver write when they are collected.
     What is not held is a cursor with an unbuffered result that has nobody else: those of MySQL's drivers read its rest.
     """
+    _let_imports_end()
     held = _held[_thread.get_ident()] = _Held()
     for link in list(registry.links):
         if not link.in_memory:
@@ -340,6 +343,14 @@ def _hold() -> None:
             proxied = getattr(link.entry(), "fairy_ref", None)
             if proxied is not None:
                 held.proxies.append(proxied())
+
+
+def _let_imports_end() -> None:
+    """Of modules that are imported late: what another thread is importing would stay locked in the child, for ever."""
+    for name in list(getattr(_frozen_importlib, "_module_locks", ())):  # a private name: of imports that are under way
+        if name.startswith(f"{__package__}."):
+            with contextlib.suppress(Exception):  # the other thread gets to know
+                importlib.import_module(name)
 
 
 def _hold_no_more() -> None:
