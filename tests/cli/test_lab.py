@@ -59,6 +59,15 @@ def test_contender_that_is_none_is_refused() -> None:
     assert "magic: it is one of nothing, pool_pre_ping" in told.stderr
 
 
+@pytest.mark.parametrize("option", ["--html", "--json"])
+def test_a_file_that_cannot_be_written_is_refused_before_the_minute(option: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name in ("nowhere/report", "file/report"):
+        told = CliRunner().invoke(main, ["lab", option, str(tmp_path / name), "--only", "nothing", "--seconds", "12"])
+        assert told.exit_code == 2, told.output
+        assert f"{name} cannot be written" in told.stderr
+
+
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lab, "NEEDED", ("no_such_library",))
     told = CliRunner().invoke(main, ["lab"])

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import platform
 import sys
 import tempfile
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["lab"]
 
+STDOUT = Path("-")
 NEEDED = ("gunicorn", "psycopg2", "psycopg", "psycopg_pool", "dbutils", "matplotlib")
 
 
@@ -37,9 +39,29 @@ class _CannotRun(click.ClickException):
     exit_code = 2
 
 
+def _writable(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+    """Refused before the minute is played, not after it."""
+    if path is not None and path != STDOUT:
+        place = path if path.exists() else path.parent
+        if not path.parent.is_dir() or not os.access(place, os.W_OK):
+            raise click.BadParameter(f"{path} cannot be written", context, option)
+    return path
+
+
 @click.command()
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write the report there.")
-@click.option("--json", "figures_to", type=click.File("w", lazy=True), help="Write the figures there; - is stdout.")
+@click.option(
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=_writable,
+    help="Write the report there.",
+)
+@click.option(
+    "--json",
+    "figures_to",
+    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+    callback=_writable,
+    help="Write the figures there; - is stdout.",
+)
 @click.option(
     "--seconds",
     type=click.FloatRange(12, 600),
@@ -48,7 +70,7 @@ class _CannotRun(click.ClickException):
     help="How long the minute takes; the faults are as much shorter or longer.",
 )
 @click.option("--only", multiple=True, metavar="CONTENDER", help="Not all of them; may be repeated.")
-def lab(html: Path | None, figures_to: Any, seconds: float, only: tuple[str, ...]) -> None:
+def lab(html: Path | None, figures_to: Path | None, seconds: float, only: tuple[str, ...]) -> None:
     """Play one bad minute to the guard and to all alternatives, and report what became of each request.
 
     Exit code 1: the guard failed a request without an explanation; 2: it could not run.
@@ -78,10 +100,15 @@ def lab(html: Path | None, figures_to: Any, seconds: float, only: tuple[str, ...
     except (ServerMissing, FileNotFoundError, RuntimeError, TimeoutError) as error:
         raise _CannotRun(str(error)) from error
     console.print(_table(figures))
-    if html is not None:
-        html.write_text(page(figures))
-    if figures_to is not None:
-        json.dump(figures, figures_to)
+    try:
+        if figures_to == STDOUT:
+            print(json.dumps(figures))
+        elif figures_to is not None:
+            figures_to.write_text(json.dumps(figures))
+        if html is not None:
+            html.write_text(page(figures), encoding="utf-8")
+    except OSError as error:  # no space left
+        raise _CannotRun(str(error)) from error
     sys.exit(_not_well(figures["contenders"].get("guard")))
 
 
