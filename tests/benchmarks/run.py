@@ -26,7 +26,7 @@ import platform
 import sys
 import time
 from dataclasses import replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from measuring import FULL, QUICK, SMOKE, Goal, Report, Row
 from rich.console import Console
 from rich.table import Table
 
+from wsgi_dbguard.lab.provision import ServerMissing
 from wsgi_dbguard.lab.servers import APPS
 
 PARTS = ("checkouts", "cold", "growth", "workers", "served", "idempotent")
@@ -51,6 +52,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well, after each part")
     parser.add_argument("--profile", action="store_true", help="and where the time goes")
     args = parser.parse_args()
+    if args.json:
+        try:
+            args.json.open("a").close()  # now, and not in half an hour
+        except OSError as error:
+            parser.error(f"--json: {error}")
     effort = SMOKE if args.smoke else QUICK if args.quick else FULL
     if args.delay:
         delays = tuple(each / 1000 for each in args.delay)
@@ -62,7 +68,10 @@ def main() -> None:
     report = Report(lambda line: print(f"{time.monotonic() - begun:5.0f} s  {line}", file=sys.stderr))
     sys.path.insert(0, str(APPS))  # the contenders are there
     for part in args.only or PARTS:
-        importlib.import_module(part).run(effort, report)
+        try:
+            importlib.import_module(part).run(effort, report)
+        except ServerMissing as missing:
+            report.skip(part, missing)
         if args.json:
             args.json.write_text(json.dumps(_as_dict(report, load), indent=1))
     tables: dict[str, list[Row]] = {}
@@ -71,7 +80,12 @@ def main() -> None:
         tables.setdefault(title, []).append(row)
     for title, rows in tables.items():
         console.print(_table(title, rows))
-    profile = profiles.run() if args.profile else {}
+    profile: dict[str, list[profiles.Line]] = {}
+    if args.profile:
+        try:
+            profile = profiles.run()
+        except ServerMissing as missing:
+            report.skip("profile", missing)
     for title, lines in profile.items():
         console.print(_profile(title, lines))
     if report.goals:
@@ -137,8 +151,15 @@ def _as_dict(report: Report, load: float) -> dict[str, Any]:
         "not measured": report.skipped,
         "load average before": load,
         "machine": {"cpus": os.cpu_count(), "python": platform.python_version(), "kernel": platform.release()},
-        "versions": {name: version(name) for name in VERSIONS},
+        "versions": {name: _version(name) for name in VERSIONS},
     }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # psycopg2 can be had by another name
+        return None
 
 
 if __name__ == "__main__":

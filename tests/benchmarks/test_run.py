@@ -37,3 +37,40 @@ def test_every_part_runs_and_has_a_figure_of_each_contender(tmp_path: Path) -> N
     assert "Goals" in done.stdout
     assert len(figures["profile"]) == 4
     assert all(figures["profile"].values())
+
+
+WITHOUT_POSTGRESQL = """
+import sys
+
+from wsgi_dbguard.lab import provision
+
+def postgresql(**options):
+    raise provision.ServerMissing("no PostgreSQL here")
+
+provision.postgresql = postgresql
+sys.path.insert(0, sys.argv.pop(1))
+import run
+
+run.VERSIONS += ("no-such-package",)
+run.main()
+"""
+
+
+def test_what_is_missing_is_told_and_skipped(tmp_path: Path) -> None:
+    told = tmp_path / "figures.json"
+    options = ["--smoke", "--only", "growth", "--profile", "--json", str(told)]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_POSTGRESQL, str(RUN.parent), *options], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "not measured: growth: no PostgreSQL here" in done.stdout
+    figures = json.loads(told.read_text())
+    assert figures["not measured"] == ["growth: no PostgreSQL here", "profile: no PostgreSQL here"]
+    assert figures["versions"]["no-such-package"] is None
+
+
+def test_a_file_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, str(RUN), "--smoke", "--json", str(tmp_path / "nowhere" / "figures.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "No such file or directory" in done.stderr
