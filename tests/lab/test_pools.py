@@ -12,8 +12,11 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
+from wsgi_dbguard.lab.drivers import driver_named
 from wsgi_dbguard.lab.postgres import PostgreSQL
 from wsgi_dbguard.lab.process import wait_until
+from wsgi_dbguard.lab.proxy import FaultProxy
+from wsgi_dbguard.lab.server import DatabaseServer
 from wsgi_dbguard.lab.servers import APPS
 
 CHECKING = ("pool_pre_ping", "NullPool", "ping per request", "psycopg_pool", "PooledDB", "guard")
@@ -95,6 +98,27 @@ def test_pool_in_the_place_of_sqlalchemys_is_closed_with_the_engine(running: Pos
     assert running.query(open_there)[0][0] > 0
     engine.dispose()
     wait_until(lambda: running.query(open_there) == [(0,)], timeout=30, what="the end of the connections")
+
+
+@pytest.mark.parametrize("name", ["psycopg2", "psycopg", "pymysql"])
+def test_pooled_db_sends_what_pre_ping_sends(name: str, server_of: Callable[..., DatabaseServer]) -> None:
+    """One ping at each checkout, and no transaction around it; one pool on top of another rolls back once."""
+    from pools import make_engine
+
+    server = server_of(driver_named(name))
+    with FaultProxy(server.host, server.port) as proxy:
+
+        def sent(contender: str) -> tuple[int, int]:
+            engine = make_engine(contender, server.url_through(proxy.host, proxy.port, name))
+            engine.raw_connection().close()
+            before = proxy.snapshot()
+            engine.raw_connection().close()
+            after = proxy.snapshot()
+            engine.dispose()
+            (had, took), (ours, theirs) = (list(each.values())[-1] for each in (before, after))
+            return ours - had, theirs - took
+
+        assert sent("PooledDB") == sent("pool_pre_ping") > (0, 0)
 
 
 def test_contender_that_nobody_knows_is_refused() -> None:

@@ -223,7 +223,15 @@ def _pooled_db(url: str, size: int) -> Engine:
 
     connect.dbapi = dbapi  # type: ignore[attr-defined]
     connect.threadsafety = 1  # type: ignore[attr-defined]
-    pool = Pool(connect, maxcached=size, maxconnections=size + OVERFLOW, blocking=True, ping="SELECT 1")
+    # SQLAlchemy's ping, since that of PooledDB's own would begin a transaction; and it is SQLAlchemy that rolls back.
+    pool = Pool(
+        connect,
+        maxcached=size,
+        maxconnections=size + OVERFLOW,
+        blocking=True,
+        ping=plain.dialect.do_ping,
+        reset=False,
+    )
     # psycopg looks for the type's number with a connection that has to be its own.
     options = {"use_native_hstore": False} if plain.dialect.driver == "psycopg" else {}
     return _on_top(url, pool, lambda: pool.connection(shareable=False), **options)
