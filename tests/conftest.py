@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -50,6 +52,9 @@ LONGEST = (
 
 def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False  # xdist's
+    # Ignored where a shell has started this in the background, and then by whatever a test starts and interrupts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -172,7 +177,8 @@ def complaints(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @pytest.fixture
 def every_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of ``DBGuard(app)`` or `guard_all`: engines that are made after the test are not guarded."""
+    """For tests of ``DBGuard(app)`` or `guard_all`: engines of the tests before and after are not guarded."""
+    gc.collect()
     monkeypatch.setattr(guards, "_everywhere", None)
     monkeypatch.setattr(registry, "_listeners", [])
 

@@ -36,3 +36,11 @@ def test_an_unknown_command_is_refused() -> None:
     result = CliRunner().invoke(main, ["nonsense"])
     assert result.exit_code == 2
     assert "No such command 'nonsense'" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["demo", "lab", "doctor", "watch"])
+def test_nan_is_no_number_of_seconds(command: str) -> None:
+    option = {"doctor": "--timeout"}.get(command, "--seconds")
+    told = CliRunner().invoke(main, [command, option, "nan", *(["x"] if command in ("doctor", "watch") else [])])
+    assert told.exit_code == 2
+    assert "is no number of seconds" in told.output

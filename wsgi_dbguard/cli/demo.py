@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ._seconds import Seconds
 from .config import deploy_directory
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class _CannotRun(click.ClickException):
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout; progress goes to stderr.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(10, 600),
+    type=Seconds(10, 600),
     default=30,
     show_default=True,
     help="About how long everything takes.",

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ._seconds import Seconds
+
 if TYPE_CHECKING:
     from wsgi_dbguard.doctor.facts import Facts
     from wsgi_dbguard.doctor.kinds import Finding
@@ -47,7 +49,7 @@ SEVERITIES = ("error", "warning", "info", "never")
 @click.option("--no-database", is_flag=True, help="Ask no database; do not connect to any.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(1, 3600),
+    type=Seconds(1, 3600),
     default=60,
     show_default=True,
     help="Seconds that the import may take.",

@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ._seconds import Seconds
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -64,7 +66,7 @@ def _writable(context: click.Context, option: click.Parameter, path: Path | None
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(12, 600),
+    type=Seconds(12, 600),
     default=60,
     show_default=True,
     help="How long the minute takes; the faults are as much shorter or longer.",

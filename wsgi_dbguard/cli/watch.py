@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ._seconds import Seconds
+
 if TYPE_CHECKING:
     from wsgi_dbguard.watch.heart import Heart, Round
     from wsgi_dbguard.watch.verdict import Verdict
@@ -47,17 +49,15 @@ class _CannotWatch(click.ClickException):
 @click.argument("url", envvar="DATABASE_URL")
 @click.option(
     "--seconds",
-    type=click.FloatRange(1, 86400),
+    type=Seconds(1, 86400),
     default=60,
     show_default=True,
     help="For how long; Ctrl-C ends it earlier, with the verdict.",
 )
-@click.option(
-    "--interval", type=click.FloatRange(0.1, 3600), default=1, show_default=True, help="Seconds from beat to beat."
-)
+@click.option("--interval", type=Seconds(0.1, 3600), default=1, show_default=True, help="Seconds from beat to beat.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(2, 300),
+    type=Seconds(2, 300),
     default=3,
     show_default=True,
     help="Seconds that a beat may take before it counts as failed.",
