@@ -369,3 +369,11 @@ def test_warnings_as_errors_do_not_break_the_child(tmp_path: Path, scenario: Sce
     stderr = (tmp_path / "stderr").read_text()
     assert stderr.count("connection(s) were open") == 1  # logged
     assert "Traceback" not in stderr
+
+
+def test_a_pool_without_the_private_names_is_not_renewed() -> None:
+    from wsgi_dbguard import fork
+
+    pool = create_engine("postgresql://").pool
+    pool._pool = object()  # type: ignore[attr-defined]
+    assert not fork._renew(pool)

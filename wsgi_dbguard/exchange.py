@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
         app: WSGIApplication
         config: GuardConfig
-        observes: bool  # whether `leaks.observe` has anything to do
+        observes: bool  # see `leaks.observes`
         budget: Budget
         render: WSGIApplication | None
         requests: int  # that have come so far
@@ -125,9 +125,8 @@ class Exchange:
         first: bytes = END
         token = current.set(request)
         try:
-            if arrivals:
-                for arrive in arrivals:
-                    arrive(request, environ)
+            for arrive in arrivals:
+                arrive(request, environ)
             body = self._guard.app(environ, self._start_response)
             # Given all there is (uWSGI sends plain bytes too), or a file that the server sends by itself, nothing of
             # the application runs any more.

@@ -248,24 +248,26 @@ def _renew(pool: Pool) -> bool:
     """Make it as good as a new one, where its entries lie there all together; whether it is now. In a process `alone`.
 
     Not so where a thread of the parent has one, is opening one, or has a lock: its place would be lost. By SQLAlchemy's
-    private names.
+    private names; nor where one of them is no more.
     """
     if type(pool) is not QueuePool:
         return False
     queue: Any = pool._pool
-    if not queue.mutex.acquire(blocking=False):
+    try:
+        mutex, entries = queue.mutex, queue.queue
+        waiters = queue.not_empty._waiters or queue.not_full._waiters
+        full = len(entries) == queue.maxsize + pool._overflow
+        if waiters or not full or pool._overflow_lock.locked() or not mutex.acquire(blocking=False):
+            return False
+    except AttributeError:
         return False
     try:
-        entries = queue.queue
-        waiters = queue.not_empty._waiters or queue.not_full._waiters
-        if waiters or pool._overflow_lock.locked() or len(entries) != queue.maxsize + pool._overflow:
-            return False
         if entries:
             pool._overflow = -queue.maxsize
             _graveyard.append(entries)
             queue.queue = type(entries)()
     finally:
-        queue.mutex.release()
+        mutex.release()
     return True
 
 

@@ -26,13 +26,18 @@ from .link import Link
 from .pool import PoolGuard
 from .request import Request
 
-__all__ = ["holders", "observe", "settle", "tell_holders"]
+__all__ = ["holders", "observe", "observes", "settle", "tell_holders"]
 
 logger = logging.getLogger(__name__)
 
 _PAUSE = 1.0  # seconds between two reports of who has the connections of exhausted pools
 _YOUNG = 1  # the generations of objects that a request makes; all of them could take a tenth of a second and more
 _told = float("-inf")
+
+
+def observes(config: GuardConfig) -> bool:
+    """Whether `observe` has anything to do: a `Request` does by itself what the defaults ask for."""
+    return config.leaks != "heal" or config.leak_stacks or config.deadline is not None
 
 
 def observe(request: Request, config: GuardConfig) -> None:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
-from . import fork, frameworks, registry, sessions, transactions
+from . import fork, frameworks, leaks, registry, sessions, transactions
 from .config import GuardConfig
 from .exchange import REQUEST, Exchange
 from .guards import configuration, guard, guard_all, guards
@@ -94,8 +94,7 @@ class DBGuard:
         self.render = render
         self.requests = 0  # that it has let in
         self.budget = Budget()
-        defaults = ("heal", False, None)
-        self.observes = (self.config.leaks, self.config.leak_stacks, self.config.deadline) != defaults
+        self.observes = leaks.observes(self.config)
         self._health = self._health_endpoints()
 
     def _health_endpoints(self) -> Health | None:
