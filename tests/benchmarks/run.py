@@ -1,7 +1,7 @@
 """What the guard costs, beside everything else that keeps connections alive, on this machine::
 
     .ci/venv python tests/benchmarks/run.py             # three quarters of an hour
-    .ci/venv python tests/benchmarks/run.py --quick     # four minutes
+    .ci/venv python tests/benchmarks/run.py --quick     # five minutes
     .ci/venv python tests/benchmarks/run.py --only checkouts --delay 0 --delay 1 --json figures.json
     .ci/venv python tests/benchmarks/run.py --only served --server "gunicorn gthread"
 
@@ -44,7 +44,7 @@ VERSIONS = ("sqlalchemy", "psycopg2-binary", "psycopg", "psycopg-pool", "dbutils
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, delays, servers: four minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, delays, servers: five minutes")
     parser.add_argument("--smoke", action="store_true", help="as little as possible: whether it runs at all")
     parser.add_argument("--only", action="append", choices=PARTS, help="this part; may be repeated")
     parser.add_argument("--delay", action="append", type=float, metavar="MS", help="so far away; may be repeated")
